@@ -1,0 +1,26 @@
+# `make help` tells what there is. PYTHON=... chooses an interpreter, VENV=... another place for the environment.
+
+PYTHON ?=
+VENV ?= .venv
+
+.PHONY: help demo test lint
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo   run agentd on a demo card, with real tmux, and say how to watch'
+	@echo 'make test   set everything up and run the whole suite'
+	@echo 'make lint   check style and types'
+
+demo: $(VENV)/run.stamp
+	@VENV='$(VENV)' scripts/demo
+
+test: $(VENV)/dev.stamp
+	@$(VENV)/bin/python scripts/run_tests.py
+
+lint: $(VENV)/dev.stamp
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(VENV)/run.stamp $(VENV)/dev.stamp: pyproject.toml constraints-3.11.txt constraints-3.13.txt scripts/setup
+	@PYTHON='$(PYTHON)' VENV='$(VENV)' scripts/setup $(basename $(@F))

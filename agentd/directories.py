@@ -1,0 +1,176 @@
+"""The directories that agentd needs, made and judged before anything runs, and the locks that make it their owner."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from agentd.errors import StartupError
+from agentd.settings import AgentUser, Settings
+
+_UNTOUCHED = -1
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_OTHERS_MAY_ANYTHING = stat.S_IRWXG | stat.S_IRWXO
+
+
+def prepare_directories(settings: Settings) -> None:
+    """Make the sockets' directories and the run directory where they are missing; what exists is never altered.
+
+    StartupError: if one is not what it must be, or cannot be used by whom it is for.
+    """
+    if os.geteuid() == 0:
+        _make_for_root(settings)
+    else:
+        for directory in (settings.tmux_socket.parent, settings.api_socket.parent, settings.run_dir):
+            _make_private(directory)
+    user = settings.agent_user
+    switch = settings.switch_user
+    _check_usable(settings.tmux_socket.parent, "-tmux-socket", user, "wx", switch=switch)
+    _check_usable(settings.api_socket.parent, "-api-socket", user, "wx", switch=False)
+    _check_run_dir(settings.run_dir)
+    _check_usable(settings.run_dir, "-run-dir", user, "x", switch=switch)
+
+
+@contextlib.contextmanager
+def lock_sockets(settings: Settings) -> Iterator[None]:
+    """Be the only agentd of these two sockets for as long as the context lasts.
+
+    StartupError: if another agentd is.
+    """
+    with contextlib.ExitStack() as held:
+        for flag, path in (("-tmux-socket", settings.tmux_socket), ("-api-socket", settings.api_socket)):
+            name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]
+            lock = _open_lock(settings.run_dir / f"{name}.lock")
+            held.callback(os.close, lock)
+            _take(lock, flag, path)
+        yield
+
+
+def _open_lock(path: Path) -> int:
+    # The file stays for good: whoever removed it could remove one that the next agentd holds by then.
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        msg = f"{path} cannot be opened ({error.strerror}): mend the directory, or choose another -run-dir"
+        raise StartupError(msg) from error
+
+
+def _take(lock: int, flag: str, path: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        msg = f"another agentd (pid {owner}) owns {path}: stop that one, or give this one another {flag}"
+        raise StartupError(msg) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+
+def _make_for_root(settings: Settings) -> None:
+    user = settings.agent_user
+    admin = settings.admin_gid
+    tmux_group = user.gid if admin is None else admin
+    _make(settings.tmux_socket.parent, 0o750, uid=user.uid, gid=tmux_group)
+    if admin is None:
+        _make(settings.api_socket.parent, 0o755)
+    else:
+        _make(settings.api_socket.parent, 0o750, gid=admin)
+    _make(settings.run_dir, 0o711)
+
+
+def _make(directory: Path, mode: int, *, uid: int = _UNTOUCHED, gid: int = _UNTOUCHED) -> None:
+    missing = [path for path in directory.parents if not os.path.lexists(path)]
+    for path in reversed(missing):
+        _make_one(path, 0o755 if os.geteuid() == 0 else 0o700)
+    if not os.path.lexists(directory):
+        _make_one(directory, mode, uid=uid, gid=gid)
+
+
+def _make_one(directory: Path, mode: int, *, uid: int = _UNTOUCHED, gid: int = _UNTOUCHED) -> None:
+    try:
+        directory.mkdir(mode=0o700)
+        # By descriptor: where others may write to the parent, the name may be another directory's by now.
+        opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if os.fstat(opened).st_uid == os.geteuid():
+                os.fchown(opened, uid, gid)
+                os.fchmod(opened, mode)
+        finally:
+            os.close(opened)
+    except FileExistsError:
+        # Another agentd was faster; what it made is judged like everything that was there before.
+        return
+    except OSError as error:
+        msg = f"{directory} cannot be made ({error.strerror}): make it, or choose another path"
+        raise StartupError(msg) from error
+
+
+def _make_private(directory: Path) -> None:
+    _make(directory, 0o700)
+    # Somebody else may have made this name in /tmp before us.
+    shared = Path(f"/tmp/agentd-{os.geteuid()}")  # noqa: S108 - judged in the next lines
+    if shared in (directory, *directory.parents):
+        _check_ours(shared, _OTHERS_MAY_ANYTHING, "remove it, or set XDG_RUNTIME_DIR")
+
+
+def _check_run_dir(directory: Path) -> None:
+    _check_ours(directory, _OTHERS_MAY_WRITE, "mend it, or choose another -run-dir")
+
+
+def _check_ours(directory: Path, forbidden: int, remedy: str) -> None:
+    try:
+        found = directory.lstat()
+    except OSError as error:
+        msg = f"{directory} cannot be read ({error.strerror}): {remedy}"
+        raise StartupError(msg) from error
+    if not stat.S_ISDIR(found.st_mode):
+        problem = "is not a directory"
+    elif found.st_uid != os.geteuid():
+        problem = f"belongs to uid {found.st_uid} and not to us (uid {os.geteuid()})"
+    elif found.st_mode & forbidden:
+        problem = f"has mode {stat.S_IMODE(found.st_mode):04o}, which lets others in"
+    else:
+        return
+    msg = f"{directory} {problem}: {remedy}"
+    raise StartupError(msg)
+
+
+def _check_usable(directory: Path, flag: str, user: AgentUser, wanted: str, *, switch: bool) -> None:
+    who = user.name if switch else "us"
+    if not os.path.isdir(directory):
+        problem = "is not a directory"
+    elif not (_user_can(user, directory, wanted) if switch else _we_can(directory, wanted)):
+        problem = f"is not {'writable' if 'w' in wanted else 'accessible'} for {who}"
+    else:
+        return
+    msg = f"{directory} {problem}: mend it, or choose another {flag}"
+    raise StartupError(msg)
+
+
+def _we_can(directory: Path, wanted: str) -> bool:
+    return os.access(directory, os.X_OK | (os.W_OK if "w" in wanted else 0))
+
+
+def _user_can(user: AgentUser, directory: Path, wanted: str) -> bool:
+    # Asked as that user, since only the kernel knows about every directory on the way, access lists and mounts.
+    tests = " && ".join(f'[ -{letter} "$1" ]' for letter in wanted)
+    try:
+        asked = subprocess.run(
+            ["/bin/sh", "-c", tests, "sh", directory],
+            user=user.uid,
+            group=user.gid,
+            extra_groups=user.groups,
+            cwd="/",
+            env={},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+    except OSError as error:
+        msg = f"root cannot become {user.name} here ({error.strerror}): allow it to, or give -agent-user root"
+        raise StartupError(msg) from error
+    return asked.returncode == 0
