@@ -1,0 +1,160 @@
+"""Makes what runs match what the card says: owns the runs, wakes, looks, plans, applies.
+
+An ended run stays, as its digest and its end, until its digest changes or its name goes: nobody is relaunched for ever.
+"""
+
+import contextlib
+import logging
+import secrets as randomness
+from collections.abc import Awaitable, Callable
+
+import attrs
+import trio
+
+from agentd.card import Agent
+from agentd.inputs import Inputs
+from agentd.lifecycle import State
+from agentd.logs import OncePer
+from agentd.plan import Action, Hold, Phase, Refuse, RunView, Start, Stop, plan
+from agentd.run import Run, Surroundings
+from agentd.status import AgentStatus
+
+TICK = 5.0
+"""Seconds between two looks when nobody knocks."""
+
+_log = logging.getLogger("agentd.reconciler")
+
+
+@attrs.define
+class _Entry:
+    run: Run
+    phase: Phase = Phase.ACTIVE
+
+
+class Reconciler:
+    """Runs every agent of the card in the nursery that it is given."""
+
+    def __init__(self, read: Callable[[], Awaitable[Inputs]], around: Surroundings, *, tick: float = TICK) -> None:
+        self._read = read
+        self._around = around
+        self._tick = tick
+        self._runs: dict[str, _Entry] = {}
+        self._placeholders: set[str] = set()
+        self._say = OncePer()
+        # A channel of one place: however many knock, there is one more look.
+        self._knocks, self._knocked = trio.open_memory_channel[None](1)
+
+    def knock(self) -> None:
+        """Ask for another look soon; never waits."""
+        with contextlib.suppress(trio.WouldBlock):
+            self._knocks.send_nowait(None)
+
+    async def work(self, looked: trio.Event) -> None:
+        """Look, plan, apply, for ever; `looked` is set after the first look. Cancel it to stop all agents."""
+        async with trio.open_nursery() as agents:
+            self.knock()
+            agents.start_soon(self._knock_by_the_clock)
+            async for _ in self._knocked:
+                inputs = await self._read()
+                self._tell(inputs)
+                for action in plan(inputs.wanted, self._views()):
+                    self._apply(action, agents)
+                self._forget_placeholders(inputs)
+                self._around.store.order(inputs.wanted)
+                self._around.looks.ring()
+                looked.set()
+
+    async def sweep(self) -> None:
+        """End once more whatever any run still holds, in case one of the stops was itself broken. Bounded."""
+        async with trio.open_nursery() as nursery:
+            for entry in self._runs.values():
+                nursery.start_soon(entry.run.end_session)
+
+    async def _knock_by_the_clock(self) -> None:
+        while True:
+            await trio.sleep(self._tick)
+            self.knock()
+
+    def _views(self) -> dict[str, RunView]:
+        return {
+            name: RunView(entry.run.effective.digest, entry.run.effective.agent.session, entry.phase)
+            for name, entry in self._runs.items()
+        }
+
+    def _apply(self, action: Action, agents: trio.Nursery) -> None:
+        match action:
+            case Start(effective):
+                name = effective.agent.name
+                entry = self._runs[name] = _Entry(Run(effective, randomness.token_hex(4), self._around))
+                self._placeholders.discard(name)
+                self._say.forget(f"agent {name}")
+                agents.start_soon(self._supervise, name, entry)
+            case Stop(name, cause):
+                entry = self._runs[name]
+                ended, entry.phase = entry.phase is Phase.ENDED, Phase.STOPPING
+                if ended:
+                    agents.start_soon(self._retire, name, entry)
+                else:
+                    entry.run.stop(cause)
+            case Hold(agent, blocked):
+                self._put_placeholder(agent, State.WAITING, blocked.reason, blocked.message)
+            case Refuse(agent, unsupported):
+                self._put_placeholder(agent, State.FAILED, "unsupported_type", unsupported.message)
+
+    async def _supervise(self, name: str, entry: _Entry) -> None:
+        await entry.run.live()
+        if entry.phase is Phase.STOPPING:
+            await self._retire(name, entry)
+        else:
+            entry.phase = Phase.ENDED
+            self.knock()
+
+    async def _retire(self, name: str, entry: _Entry) -> None:
+        while not await entry.run.end_session():
+            await self._around.looks.next()
+        del self._runs[name]
+        # The next look puts its successor in its place or drops it: who is relaunched is never out of sight.
+        self._placeholders.add(name)
+        self.knock()
+
+    def _put_placeholder(self, agent: Agent, state: State, reason: str, message: str) -> None:
+        """Publish an agent that has no run, and say why once."""
+        before = self._around.store.get(agent.name)
+        same = before is not None and before.state is state and before.reason == reason
+        self._around.store.put(
+            AgentStatus(
+                name=agent.name,
+                session=agent.session,
+                type=agent.type,
+                harness=agent.harness,
+                wanted="running",
+                state=state,
+                reason=reason,
+                message=message,
+                error=message,
+                since=before.since if same and before is not None else self._around.wall(),
+            )
+        )
+        self._placeholders.add(agent.name)
+        if self._say(f"agent {agent.name}", message):
+            _log.warning("agent=%s wanted=running state=%s reason=%s: %s", agent.name, state, reason, message)
+
+    def _forget_placeholders(self, inputs: Inputs) -> None:
+        for name in self._placeholders - set(inputs.wanted):
+            self._placeholders.discard(name)
+            self._say.forget(f"agent {name}")
+            self._around.store.drop(name)
+
+    def _tell(self, inputs: Inputs) -> None:
+        """Publish what is to be said about the inputs themselves, each thing once while it lasts."""
+        daemon = self._around.store.daemon
+        self._around.store.put_daemon(attrs.evolve(daemon, card_error=inputs.card_error, warnings=inputs.warnings))
+        if self._say("card", inputs.card_error or "") and inputs.card_error:
+            kept = "the last good one stays in force" if inputs.card else "nothing is started"
+            _log.error("card %s is not valid, %s: %s", daemon.card, kept, inputs.card_error)
+        missing = inputs.card_missing and inputs.card is None
+        if self._say("missing", str(missing)) and missing:
+            _log.info("waiting for a card at %s", daemon.card)
+        for warning in inputs.warnings:
+            if warning not in daemon.warnings:
+                _log.warning("%s", warning)
