@@ -1,0 +1,55 @@
+"""An attempt's directory: its launch script and its lifeline, where the agent user may read and nobody else."""
+
+import contextlib
+import os
+
+from agentd.lifeline import Lifeline
+from agentd.script import Script
+from agentd.settings import Settings
+
+
+class AttemptDirectory:
+    """One directory under `-run-dir`, for one attempt. What is secret in it exists from `write` to `withdraw_script`.
+
+    With another agent user, the directory is root's (0711) and the files are the agent user's, and his alone.
+    """
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._settings = settings
+        self._path = settings.run_dir / name
+        self.script = self._path / "launch"
+        self.fifo = self._path / "lifeline"
+
+    def write(self, script: Script) -> Lifeline:
+        """Write both, and open our end of the lifeline.
+
+        Raises:
+            OSError: if the directory cannot be written.
+        """
+        user = self._settings.agent_user
+        self._path.mkdir(mode=0o700)
+        os.mkfifo(self.fifo, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        with open(os.open(self.script, flags, 0o400), "wb") as file:
+            file.write(script.text().encode())
+            if self._settings.switch_user:
+                os.fchown(file.fileno(), user.uid, user.gid)
+        if self._settings.switch_user:
+            os.chown(self.fifo, user.uid, user.gid, follow_symlinks=False)
+            self._path.chmod(0o711)
+        return Lifeline(self.fifo)
+
+    def withdraw_script(self) -> None:
+        """Single use: what is unlinked, a late shell, or Up and Enter, do not start (again)."""
+        self.script.unlink(missing_ok=True)
+
+    def withdraw(self) -> None:
+        """Let nothing come of it any more; a launcher that has the lifeline open already goes on."""
+        self.withdraw_script()
+        self.fifo.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Take all of it away; may be called at any time, and again."""
+        self.withdraw()
+        with contextlib.suppress(OSError):
+            self._path.rmdir()

@@ -1,0 +1,63 @@
+"""What is in the way of a launch, in words, and whether it may be gone: told by `stat`, without a process."""
+
+import os
+from pathlib import Path
+
+from agentd.resolve import Blocked, EffectiveAgent
+
+
+def workdir_blocked(effective: EffectiveAgent, how: str, user: str) -> Blocked:
+    """The workdir is missing, or may not be entered by the agent user."""
+    workdir = effective.workdir
+    words = "does not exist" if how == "missing" else f"may not be entered by {user}"
+    message = f"The workdir {workdir} {words}; agentd launches the agent when that is mended."
+    reason = "workdir_missing" if how == "missing" else "workdir_denied"
+    return Blocked(reason=reason, message=message, paths=(workdir,))
+
+
+def binary_blocked(effective: EffectiveAgent, path: str) -> Blocked:
+    """The program is in none of the folders of the PATH that the agent's own shell has."""
+    binary = effective.argv[0]
+    places = (binary,) if "/" in binary else tuple(f"{folder or '.'}/{binary}" for folder in path.split(":"))
+    paths = tuple(os.path.join(effective.workdir, place) for place in places)
+    where = "" if "/" in binary else f" in PATH ({path})"
+    message = (
+        f"The program {binary} is not there{where}; install it, or set binary or env.PATH. "
+        "agentd launches the agent when it is there."
+    )
+    return Blocked(reason="binary_missing", message=message, paths=paths)
+
+
+class Obstacles:
+    """How the paths of each blocked agent looked, to see when that changes."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, object] = {}
+        self._tried: dict[str, object] = {}
+
+    def note(self, name: str, blocked: Blocked) -> None:
+        """Remember how the paths in question look.
+
+        If the cause seems gone already, it went between the launch and now: one try more, for each look of the paths.
+        """
+        now = _signature(blocked.paths)
+        seems_gone = any(os.access(path, os.X_OK) for path in blocked.paths)
+        self._seen[name] = None if seems_gone and self._tried.get(name) != now else now
+        self._tried[name] = now
+
+    def same(self, name: str, blocked: Blocked) -> bool:
+        """Whether the paths look as they did."""
+        return self._seen.get(name) == _signature(blocked.paths)
+
+
+def _signature(paths: tuple[str, ...]) -> object:
+    """How the files and all folders above them look; a cause that goes changes this."""
+    return tuple(_look(str(path)) for place in paths for path in (Path(place), *Path(place).parents))
+
+
+def _look(path: str) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return (found.st_mode, found.st_uid, found.st_gid, found.st_ino, found.st_dev)

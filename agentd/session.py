@@ -1,0 +1,212 @@
+"""An agent's tmux session: find, create, respawn, type, interrupt, kill, and the record that outlives agentd."""
+
+import json
+from collections.abc import Mapping
+
+import attrs
+
+from agentd.errors import TmuxError
+from agentd.proc_scan import read_stat
+from agentd.tmux import Tmux
+from agentd.tmux_protocol import escape_format
+
+RECORD_VERSION = 1
+WIDTH, HEIGHT = "200", "50"
+MARK = "AGENTD_SESSION"
+"""A variable of every session that agentd makes: it is there from the session's first moment, the record is not."""
+
+_RECORD = "@agentd_record"
+_FIELDS = "#{session_id} #{pane_id} #{pane_pid} #{" + _RECORD + "}"
+
+
+@attrs.frozen(kw_only=True)
+class Record:
+    """What an agent's session remembers of its attempt, for an agentd that did not make it. Times: CLOCK_BOOTTIME."""
+
+    agent: str
+    run: str
+    digest: str
+    attempt: int
+    tag: str
+    phase: str
+    restarts: int
+    pane: str
+    launcher: int | None = None
+    launcher_ticks: int | None = None
+    started: float | None = None
+    deadline: float | None = None
+
+    def to_json(self) -> str:
+        """The record as a session option holds it."""
+        return json.dumps({"version": RECORD_VERSION} | attrs.asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Record | None":
+        """Read a record; None if it is none, of another version, or not of the right types: it is the agents' word."""
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(fields, dict) or fields.pop("version", None) != RECORD_VERSION:
+            return None
+        if fields.keys() != _TYPES.keys() or not all(isinstance(fields[name], _TYPES[name]) for name in _TYPES):
+            return None
+        return cls(**fields)
+
+
+_INT, _OPTIONAL = (int,), (int, float, type(None))
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "agent": (str,),
+    "run": (str,),
+    "digest": (str,),
+    "attempt": _INT,
+    "tag": (str,),
+    "phase": (str,),
+    "restarts": _INT,
+    "pane": (str,),
+    "launcher": (int, type(None)),
+    "launcher_ticks": (int, type(None)),
+    "started": _OPTIONAL,
+    "deadline": _OPTIONAL,
+}
+
+
+@attrs.frozen(kw_only=True)
+class Place:
+    """Where an attempt lives: tmux's ids, and the pane's shell as tmux names it and the kernel confirms it."""
+
+    session: str
+    pane: str
+    shell: int
+    shell_ticks: int | None
+    sid: int | None
+    tty_nr: int
+
+
+@attrs.frozen(kw_only=True)
+class Found:
+    """A session that is there; without a record it is somebody else's, unless it is marked as ours."""
+
+    place: Place
+    record: Record | None
+    marked: bool
+
+
+async def find(tmux: Tmux, name: str, mark: str) -> Found | None:
+    """The session of exactly that name, or None.
+
+    Raises:
+        TmuxUnknownError: if nobody knows.
+    """
+    try:
+        lines = await tmux.command("list-panes", "-s", "-t", f"={name}:", "-F", _FIELDS)
+    except TmuxError as error:
+        if "can't find" in str(error):
+            return None
+        raise
+    panes = [_read_pane(line) for line in lines]
+    if not panes:
+        return None
+    place, record = next(((p, r) for p, r in panes if r is not None and r.pane == p.pane), panes[0])
+    marked = False
+    if record is None:
+        try:
+            shown = await tmux.command("show-environment", "-t", place.session, MARK)
+        except TmuxError:
+            shown = ()
+        marked = bool(shown) and shown[0].startswith(f"{MARK}={mark}")
+    return Found(place=place, record=record, marked=marked)
+
+
+async def create(tmux: Tmux, name: str, workdir: str, env: Mapping[str, str], mark: str) -> Place:
+    """Make the session, with the agent user's own shell in it.
+
+    Raises:
+        TmuxError: if tmux refuses, for example because the name is taken.
+    """
+    lines = await tmux.command(
+        *("new-session", "-d", "-P", "-F", _FIELDS, "-s", escape_format(name), "-c", escape_format(workdir)),
+        *("-x", WIDTH, "-y", HEIGHT, "-e", f"{MARK}={mark}", *_variables(env)),
+    )
+    place, _ = _read_pane(lines[0] if lines else "")
+    # A shell that dies leaves its words on the screen, and the session to look at them.
+    await tmux.command("set-option", "-w", "-t", place.pane, "remain-on-exit", "on")
+    return place
+
+
+async def respawn(tmux: Tmux, place: Place, workdir: str, env: Mapping[str, str], command: str | None) -> Place:
+    """Put a new shell (or, of that shell, a command) into the pane; who is attached stays so, and the screen is kept.
+
+    Raises:
+        TmuxError: if the pane is gone.
+    """
+    # A reset pushes what is on the screen into the history, where a respawn would lose it: the error is there.
+    await tmux.command("send-keys", "-R", "-t", place.pane)
+    await tmux.command(
+        *("respawn-pane", "-k", "-t", place.pane, "-c", escape_format(workdir), *_variables(env)),
+        *(() if command is None else (command,)),
+    )
+    lines = await tmux.command("list-panes", "-s", "-t", place.session, "-F", _FIELDS)
+    for line in lines:
+        fresh, _ = _read_pane(line)
+        if fresh.pane == place.pane:
+            return fresh
+    message = f"the pane {place.pane} is gone"
+    raise TmuxError(message)
+
+
+async def remember(tmux: Tmux, place: Place, record: Record) -> None:
+    """Write the record into the session."""
+    await tmux.command("set-option", "-t", place.session, _RECORD, record.to_json())
+
+
+async def type_line(tmux: Tmux, place: Place, line: str) -> None:
+    """Type a line, and Enter, into the shell."""
+    await tmux.command("send-keys", "-l", "-t", place.pane, line)
+    await tmux.command("send-keys", "-t", place.pane, "Enter")
+
+
+async def press_interrupt(tmux: Tmux, place: Place) -> None:
+    """Press C-c in the agent's pane, whichever window is shown and whatever mode an admin has left it in."""
+    await tmux.command("copy-mode", "-q", "-t", place.pane)
+    await tmux.command("send-keys", "-t", place.pane, "C-c")
+
+
+async def kill(tmux: Tmux, place: Place) -> None:
+    """End pane and session; that either is gone already is fine. A grouped session would keep the pane otherwise."""
+    for command in ("kill-pane", place.pane), ("kill-session", place.session):
+        try:
+            await tmux.command(command[0], "-t", command[1])
+        except TmuxError:
+            continue
+
+
+async def screen(tmux: Tmux, place: Place) -> str:
+    """What the pane shows now, without the blank lines."""
+    lines = await tmux.command("capture-pane", "-p", "-t", place.pane)
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def confirm(place: Place) -> Place:
+    """Add what the kernel says of the pane's shell, once it leads a session: a shell just forked does not yet."""
+    if place.sid is not None:
+        return place
+    stat = read_stat(place.shell)
+    if stat is None or stat.sid != stat.pid:
+        return place
+    return attrs.evolve(place, shell_ticks=stat.start_ticks, sid=stat.sid, tty_nr=stat.tty_nr)
+
+
+def _variables(env: Mapping[str, str]) -> list[str]:
+    return [word for name, value in env.items() for word in ("-e", f"{name}={value}")]
+
+
+def _read_pane(line: str) -> tuple[Place, Record | None]:
+    session, _, rest = line.partition(" ")
+    pane, _, rest = rest.partition(" ")
+    pid, _, record = rest.partition(" ")
+    if not (session.startswith("$") and pane.startswith("%") and pid.isdecimal() and len(pid) < 10):  # noqa: PLR2004
+        message = "tmux described a pane as nothing that could be one"
+        raise TmuxError(message)
+    place = confirm(Place(session=session, pane=pane, shell=int(pid), shell_ticks=None, sid=None, tty_nr=0))
+    return place, Record.from_json(record)

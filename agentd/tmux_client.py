@@ -1,0 +1,248 @@
+"""One client of the tmux server, in control mode: its process, always the agent user's, and what is said through it."""
+
+import math
+import os
+import signal
+import subprocess
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import cast
+
+import trio
+
+from agentd.errors import TmuxError, TmuxUnknownError
+from agentd.settings import Settings
+from agentd.tmux_protocol import FrameParser, ProtocolError, Reply, command_line
+
+CONTROL_SESSION = "_agentd"
+"""The session that the client itself is attached to; nobody's agent."""
+
+# Seconds.
+_LONGEST_SILENCE = 30.0
+_LAST_WORDS = 0.5
+_END_TIMEOUT = 2.0
+_SIGNAL_TIMEOUT = 1.0
+
+_MAX_ERRORS = 4096
+_MAX_WORDS = 300
+
+_OURS_ALONE = ("TMUX", "AGENTD_", "SUDO_", "WATCHDOG_", "LISTEN_")
+_SYSTEMD_VARIABLES = frozenset(
+    {
+        "CREDENTIALS_DIRECTORY",
+        "INVOCATION_ID",
+        "JOURNAL_STREAM",
+        "MANAGERPID",
+        "NOTIFY_SOCKET",
+        "SYSTEMD_EXEC_PID",
+    }
+)
+
+
+class Request:
+    """One command on its way: unsent, sent, answered or given up. No repr shows its arguments: they can be secret."""
+
+    def __init__(self, *args: str) -> None:
+        self.line = command_line(*args)
+        self.name = args[0]
+        self.sent_at: float | None = None
+        self.reply: Reply | None = None
+        self.given_up = False
+        self.over = trio.Event()
+
+
+class Client:
+    """A client from its start to its end: commands go in by one task, replies come out in the same order."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self._process = process
+        self._stdin = cast("trio.abc.SendStream", process.stdin)
+        self._stdout = cast("trio.abc.ReceiveStream", process.stdout)
+        self._stderr = cast("trio.abc.ReceiveStream", process.stderr)
+        self._parser = FrameParser()
+        self._outbox, self._to_write = trio.open_memory_channel[Request](math.inf)
+        self._waiting: set[Request] = set()
+        self._unanswered: deque[Request] = deque()
+        self._answered_at = trio.current_time()
+        self._errors = b""
+        self._attached = trio.Event()
+        self._output_over = trio.Event()
+        self._errors_over = trio.Event()
+        self.lost = trio.Event()
+        self.words = ""
+        """Why it was lost."""
+
+    async def wait_attached(self) -> None:
+        """Wait until the client is in its session, as it must be for commands, or lost."""
+        await self._attached.wait()
+
+    async def ask(self, request: Request) -> tuple[str, ...]:
+        """Send one command and return its reply's lines; TmuxError is tmux's no, TmuxUnknownError the client's end.
+
+        A cancelled caller's command is not sent if it was not sent yet; else its reply is awaited for nobody, so that
+        the next one's is not taken for it.
+        """
+        if not self.lost.is_set():
+            self._waiting.add(request)
+            self._outbox.send_nowait(request)
+            try:
+                await request.over.wait()
+            finally:
+                self._waiting.remove(request)
+                request.given_up = True
+        if request.reply is None:
+            message = f"tmux {request.name} was not answered: {self.words}"
+            raise TmuxUnknownError(message)
+        if not request.reply.ok:
+            message = f"tmux {request.name}: {_printable(' '.join(request.reply.lines))}"
+            raise TmuxError(message)
+        return request.reply.lines
+
+    def end_if_silent(self) -> None:
+        """Give up a client that has not been answered for long: its queue may be stuck, a new one starts empty."""
+        if self._unanswered and self._unanswered[0].sent_at is not None:
+            silence = trio.current_time() - max(self._unanswered[0].sent_at, self._answered_at)
+            if silence > _LONGEST_SILENCE:
+                self._lose(f"nothing was answered for {silence:.0f} s")
+
+    async def write(self) -> None:
+        """Send what is asked, in order."""
+        async for request in self._to_write:
+            if request.given_up:
+                continue
+            request.sent_at = trio.current_time()
+            self._unanswered.append(request)
+            try:
+                await self._stdin.send_all(request.line)
+            except trio.BrokenResourceError:
+                return  # The readers learn of the same end, and why.
+
+    async def read(self) -> None:
+        """Give replies to those who asked."""
+        try:
+            async for data in self._stdout:
+                for reply in self._parser.feed(bytes(data)):
+                    self._receive(reply)
+                if self._parser.exit is not None:
+                    break
+        except ProtocolError as error:
+            self._lose(str(error))
+        self._output_over.set()
+        await self._end()
+
+    async def read_errors(self) -> None:
+        """Keep the first of what the client, or sudo, says on stderr."""
+        async for data in self._stderr:
+            self._errors += data[: _MAX_ERRORS - len(self._errors)]
+        self._errors_over.set()
+
+    async def watch_process(self) -> None:
+        """Notice a client that ended while its server, stopped, keeps the pipes open."""
+        await self._process.wait()
+        with trio.move_on_after(_LAST_WORDS):
+            await self._output_over.wait()
+        await self._end()
+
+    async def close(self) -> None:
+        """End the client: by EOF, else by signals; bounded."""
+        self._lose("it was closed")
+        await self._stdin.aclose()
+        patience_by_signal = {None: _END_TIMEOUT, signal.SIGTERM: _SIGNAL_TIMEOUT, signal.SIGKILL: _SIGNAL_TIMEOUT}
+        for number, patience in patience_by_signal.items():
+            if self._process.returncode is not None:
+                break
+            if number is not None:
+                # The group, because sudo is not the client; it is still ours, because its leader is not reaped.
+                os.killpg(self._process.pid, number)
+            with trio.move_on_after(patience):
+                async for _ in self._stdout:
+                    pass  # The server lets a client go when it has taken everything.
+                await self._process.wait()
+        await self._stdout.aclose()
+        await self._stderr.aclose()
+
+    def _receive(self, reply: Reply) -> None:
+        if not reply.ours:
+            # The first of these is the attach itself, later ones are what hooks do.
+            if not reply.ok and not self._attached.is_set():
+                self._lose(_printable(" ".join(reply.lines)))
+            self._attached.set()
+        elif self._unanswered:
+            request = self._unanswered.popleft()
+            request.reply = reply
+            request.over.set()
+            self._answered_at = trio.current_time()
+        else:
+            message = "tmux sent a reply to no command"
+            raise ProtocolError(message)
+
+    async def _end(self) -> None:
+        with trio.move_on_after(_LAST_WORDS):
+            await self._errors_over.wait()
+        errors = self._errors.decode(errors="replace")
+        self._lose(_printable(errors) or _printable(self._parser.exit or "") or "its client ended")
+
+    def _lose(self, words: str) -> None:
+        if self.lost.is_set():
+            return
+        self.words = words
+        self.lost.set()
+        self._attached.set()
+        self._outbox.close()
+        for request in self._waiting:
+            request.over.set()
+
+
+@asynccontextmanager
+async def open_client(settings: Settings) -> AsyncIterator[Client]:
+    """Start a client, and the server if there is none; leaving ends the client. OSError if it cannot be started."""
+    process = await trio.lowlevel.open_process(
+        _command(settings),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd="/",
+        env=_environment(os.environ, minimal=settings.switch_user),
+        umask=0o022,
+        # Without our terminal: its Ctrl-C is for agentd alone, and sudo makes no pseudo-terminal.
+        start_new_session=True,
+    )
+    client = Client(process)
+    try:
+        async with trio.open_nursery() as nursery:
+            for task in (client.write, client.read, client.read_errors, client.watch_process):
+                nursery.start_soon(task)
+            try:
+                yield client
+            finally:
+                nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):  # Everything in it is bounded.
+            await client.close()
+
+
+def _command(settings: Settings) -> list[str]:
+    """Begin with sudo for another user: a server can make its client run things, so the client is never root's."""
+    switch = [settings.sudo or "sudo", "-n", "-H", "-u", settings.agent_user.name, "--"] if settings.switch_user else []
+    client = [settings.tmux, "-f", "/dev/null", "-u", "-S", str(settings.tmux_socket), "-C"]
+    session = ["new-session", "-A", "-s", CONTROL_SESSION, "-x", "200", "-y", "50"]
+    # Two words, so that tmux needs no shell for them: nologin runs nothing, a restricted shell refuses `exec`.
+    return [*switch, *client, *session, "sleep", "infinity"]
+
+
+def _environment(ours: Mapping[str, str], *, minimal: bool) -> dict[str, str]:
+    """Choose what the server, which may be born of this client, and all its sessions inherit."""
+    if minimal:
+        wanted = {name: text for name, text in ours.items() if name == "LANG" or name.startswith("LC_")}
+        utf8 = {name: text for name, text in wanted.items() if text.upper().replace("-", "").endswith("UTF8")}
+        return {"PATH": ours.get("PATH", os.defpath)} | utf8
+    return {
+        name: text for name, text in ours.items() if not name.startswith(_OURS_ALONE) and name not in _SYSTEMD_VARIABLES
+    }
+
+
+def _printable(text: str) -> str:
+    """Make the server's words fit for one line of a log, whatever they are."""
+    line = " ".join(text[:_MAX_ERRORS].split())[:_MAX_WORDS]
+    return "".join(character if character.isprintable() else "?" for character in line)

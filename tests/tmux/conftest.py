@@ -1,0 +1,107 @@
+import os
+import pwd
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from agentd.settings import AgentUser, Settings
+from agentd.tmux import Tmux, open_tmux
+
+
+@pytest.fixture
+def agent_user() -> AgentUser:
+    """Describe who runs the tests."""
+    entry = pwd.getpwuid(os.getuid())
+    return AgentUser(
+        name=entry.pw_name,
+        uid=entry.pw_uid,
+        gid=entry.pw_gid,
+        groups=tuple(os.getgroups()),
+        home=entry.pw_dir,
+        shell=entry.pw_shell,
+    )
+
+
+@pytest.fixture
+def socket_dir() -> Iterator[Path]:
+    """Make a directory with a short name: a socket's path has 107 bytes at most."""
+    path = Path(tempfile.mkdtemp(prefix="agentd-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, socket_dir: Path, agent_user: AgentUser) -> Iterator[Settings]:
+    """Make settings of a server of its own, which ends with the test and may leave no process."""
+    tmux = shutil.which("tmux")
+    assert tmux is not None
+    yield Settings(
+        config=tmp_path / "jcard.toml",
+        secret_dir=tmp_path / "secrets",
+        tmux_socket=socket_dir / "tmux",
+        api_socket=socket_dir / "api",
+        run_dir=tmp_path / "run",
+        debug=False,
+        agent_user=agent_user,
+        switch_user=False,
+        admin_gid=None,
+        tmux=tmux,
+        sudo=shutil.which("sudo"),
+        default_workdir=str(tmp_path),
+    )
+    kill_server(tmux, socket_dir / "tmux")
+
+
+@pytest.fixture
+async def tmux(settings: Settings) -> AsyncIterator[Tmux]:
+    """Connect to that server."""
+    async with open_tmux(settings) as tmux:
+        yield tmux
+
+
+@pytest.fixture
+def wait_gone() -> Callable[[int], None]:
+    """Wait until a process is gone, and fail if it does not go."""
+    return _wait_gone
+
+
+def kill_server(tmux: str, socket: Path) -> None:
+    command = [tmux, "-f", "/dev/null", "-S", str(socket), "kill-server"]
+    subprocess.run(command, check=False, timeout=10, capture_output=True)
+    left = _processes_with(bytes(socket))
+    try:
+        for pid in left:
+            _wait_gone(pid)
+    finally:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _processes_with(word: bytes) -> list[int]:
+    """Find the processes whose command line or environment has a word: the server, its clients, what its panes run."""
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):
+            about = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+            if word in about:
+                found.append(int(pid))
+    return found
+
+
+def _wait_gone(pid: int) -> None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([descriptor], [], [], 10)[0], f"process {pid} is still there"
+    finally:
+        os.close(descriptor)

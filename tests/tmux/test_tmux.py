@@ -1,0 +1,480 @@
+import logging
+import os
+import pwd
+import random
+import signal
+import stat
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+import trio.testing
+
+from agentd.errors import StartupError, TmuxError, TmuxUnknownError
+from agentd.settings import AgentUser, Settings
+from agentd.tmux import Tmux, open_tmux
+from agentd.tmux_protocol import escape_format
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can switch to another user")
+
+
+def hard_texts() -> list[str]:
+    characters = "\n\r\t\x1b\x01\x7f'\"\\$~;#{}%` -=a0é☃\U0001f600\ufffe"
+    choices = random.Random(2)  # noqa: S311 the same ones in every run
+    return ["".join(choices.choices(characters, k=choices.randint(1, 30))) for _ in range(100)]
+
+
+HARD = [
+    "",
+    " ",
+    'it\'s "quoted" \\',
+    "two\nlines\n\n",
+    "\r\n\t\x1b[31m\x01\x7f",
+    "$HOME ${HOME} `id` $(id) !x",
+    "~",
+    "~root/x",
+    "ends;",
+    "\\;",
+    ";",
+    "{",
+    "}",
+    "{ kill-server }",
+    "#{pid} #S #(id) #[fg=red] ##",
+    "%H %% %begin 1 1 1",
+    "%end 1 1 1\n%exit",
+    "-t",
+    "A=b",
+    "Enter C-c",
+    "é☃\U0001f600\ufffe",
+    *hard_texts(),
+]
+
+
+async def ask(tmux: Tmux, form: str) -> str:
+    (line,) = await tmux.command("display-message", "-p", form)
+    return line
+
+
+async def client_pid(tmux: Tmux) -> int:
+    (line,) = await tmux.command("list-clients", "-F", "#{client_pid}")
+    return int(line)
+
+
+async def environment_of_new_session(tmux: Tmux, fifo: Path, *flags: str) -> dict[str, str]:
+    """Start a session whose only process says what environment it was started with."""
+    os.mkfifo(fifo)
+    os.chmod(fifo, 0o622)  # noqa: S103 the agent user writes to it
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        await tmux.command("new-session", "-d", *flags, "sh", "-c", 'cat /proc/$$/environ >"$0"', str(fifo))
+        written = b""
+        with trio.fail_after(10):
+            while True:
+                await trio.lowlevel.wait_readable(reader)
+                data = os.read(reader, 1 << 16)
+                if not data:
+                    break
+                written += data
+    finally:
+        os.close(reader)
+    return dict(entry.decode().split("=", 1) for entry in written.split(b"\0")[:-1])
+
+
+async def kill_server(tmux: Tmux) -> None:
+    with suppress(TmuxUnknownError):  # It may die before it answers.
+        await tmux.command("kill-server")
+
+
+async def reconnected(tmux: Tmux, generation: int) -> None:
+    with trio.fail_after(10):
+        await tmux.wait_lost(generation)
+        assert await tmux.wait_connected() == generation + 1
+
+
+async def test_option_round_trip(tmux: Tmux) -> None:
+    """Any text is stored in an option and read back byte for byte."""
+    for text in HARD:
+        await tmux.command("set-option", "-g", "@x", text)
+        assert "\n".join(await tmux.command("show-options", "-gv", "@x")) == text
+
+
+async def test_environment_round_trip(tmux: Tmux, tmp_path: Path) -> None:
+    """Any text, 100 KB of it too, reaches a process in the environment of its session byte for byte."""
+    wanted = {f"HARD_{number}": text for number, text in enumerate([*HARD, "line ☃ 'x'\n" * 7000])}
+    flags = [word for name, text in wanted.items() for word in ("-e", f"{name}={text}")]
+    found = await environment_of_new_session(tmux, tmp_path / "fifo", *flags)
+    assert {name: text for name, text in found.items() if name.startswith("HARD_")} == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ["#", "##", "###", "#{pid}", "##{pid}", "#S", "#(id)", "#[x]", "##[x]#", "%H", "%%", ";"]
+)
+async def test_format_escaped(tmux: Tmux, tmp_path: Path, text: str) -> None:
+    """What tmux expands as a format stays the text that it was, as a directory and as a name."""
+    directory = tmp_path / text
+    directory.mkdir()
+    escaped = escape_format(str(directory)), escape_format(text)
+    await tmux.command("new-session", "-d", "-s", escaped[1], "-n", escaped[1], "-c", escaped[0], "sleep", "infinity")
+    lines = await tmux.command("list-panes", "-a", "-F", "#{pane_start_path}|#{session_name}|#{window_name}")
+    assert f"{directory}|{text}|{text}" in lines
+
+
+async def test_screen_like_a_frame(tmux: Tmux) -> None:
+    """A screen that shows the end of a frame does not end the frame."""
+    shown = ("%begin 1 1 1", "%end 1 1 1", "%error 1 1 1", "%exit")
+    script = "printf '%s\\n' \"$@\"; exec sleep infinity"
+    (pane,) = await tmux.command("new-session", "-d", "-PF", "#{pane_id}", "sh", "-c", script, "sh", *shown)
+    with trio.fail_after(10):
+        while (lines := await tmux.command("capture-pane", "-p", "-t", pane))[3] == "":
+            pass
+    assert lines[:4] == shown
+
+
+async def test_concurrent_commands(tmux: Tmux) -> None:
+    """Commands asked at once are carried out in the order of the asking, and each caller gets its own reply."""
+    asked = []
+    answered = []
+
+    async def caller(number: int) -> None:
+        asked.append(number)
+        assert await tmux.command("set-option", "-ag", "@order", f" {number}") == ()
+        assert await ask(tmux, f"reply {number}") == f"reply {number}"
+        answered.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(200):
+            nursery.start_soon(caller, number)
+    assert (await tmux.command("show-options", "-gv", "@order"))[0].split() == [str(number) for number in asked]
+    assert sorted(answered) == list(range(200))
+
+
+async def test_refused_command(tmux: Tmux) -> None:
+    """A command that tmux refuses raises tmux's words and not the arguments, and the connection goes on."""
+    with pytest.raises(TmuxError, match=r"^tmux set-option: ambiguous option: s") as error:
+        await tmux.command("set-option", "s", "secret")
+    assert "secret" not in str(error.value)
+    assert await ask(tmux, "next") == "next"
+
+
+async def test_late_replies(tmux: Tmux) -> None:
+    """The replies to a timed-out and to a cancelled caller come late and reach nobody else."""
+    server = int(await ask(tmux, "#{pid}"))
+    os.kill(server, signal.SIGSTOP)
+    try:
+        with pytest.raises(TmuxUnknownError, match=r"display-message was not answered within 0\.1 s"):
+            await tmux.command("display-message", "-p", "timed out", timeout=0.1)
+        with trio.move_on_after(0.1) as scope:
+            await tmux.command("display-message", "-p", "cancelled")
+        assert scope.cancelled_caught
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert await ask(tmux, "mine") == "mine"
+    assert tmux.generation == 1
+
+
+async def test_killed_server(tmux: Tmux, caplog: pytest.LogCaptureFixture) -> None:
+    """A killed server is replaced by a prepared one, which is one warning and one piece of news in the log."""
+    caplog.set_level(logging.INFO)
+    await kill_server(tmux)
+    await reconnected(tmux, 1)
+    assert await tmux.command("show-options", "-gv", "history-limit") == ("20000",)
+    records = [(record.levelname, record.name) for record in caplog.records]
+    assert records == [("WARNING", "agentd.tmux"), ("INFO", "agentd.tmux")]
+
+
+async def test_killed_client(tmux: Tmux) -> None:
+    """When only the client is killed, the same server with its sessions is there again."""
+    await tmux.command("new-session", "-d", "-s", "stays", "sleep", "infinity")
+    before = await ask(tmux, "#{pid}"), await tmux.command("list-sessions", "-F", "#{session_id}")
+    os.kill(await client_pid(tmux), signal.SIGKILL)
+    await reconnected(tmux, 1)
+    assert (await ask(tmux, "#{pid}"), await tmux.command("list-sessions", "-F", "#{session_id}")) == before
+
+
+async def test_lost_while_waiting(tmux: Tmux) -> None:
+    """Who waits for a reply learns of the client's end, and the next ask in vain, even while the server is stopped."""
+    server, client = int(await ask(tmux, "#{pid}")), await client_pid(tmux)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _() -> None:
+                with pytest.raises(TmuxUnknownError, match="was not answered: "):
+                    await tmux.command("display-message", timeout=60)
+
+            await trio.testing.wait_all_tasks_blocked()
+            os.kill(client, signal.SIGKILL)
+            await tmux.wait_lost(1)
+        assert not tmux.connected
+        with pytest.raises(TmuxUnknownError, match=r"display-message was not sent within 0\.1 s"):
+            await tmux.command("display-message", timeout=0.1)
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert await ask(tmux, "mine") == "mine"
+
+
+async def test_silent_connection(tmux: Tmux, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection on which nothing is answered for long is replaced by another one."""
+    monkeypatch.setattr("agentd.tmux_client._LONGEST_SILENCE", 0)
+    await tmux.command("wait-for", "nobody")  # Answered at once, but nothing after it ever.
+    with pytest.raises(TmuxUnknownError, match=r"display-message was not answered within 0\.1 s"):
+        await tmux.command("display-message", timeout=0.1)
+    await reconnected(tmux, 1)
+    assert await ask(tmux, "mine") == "mine"
+
+
+async def test_server_is_prepared(tmux: Tmux) -> None:
+    """The server has the options of the design, and update-environment is really empty."""
+    assert await tmux.command("show-options", "-g", "update-environment") == ("update-environment",)
+    assert await tmux.command("show-options", "-gv", "default-command") == ("",)
+    assert await tmux.command("show-options", "-gv", "destroy-unattached") == ("off",)
+    assert await tmux.command("show-options", "-sv", "exit-empty") == ("off",)
+    assert await tmux.command("show-options", "-sv", "escape-time") == ("10",)
+    assert "no-output" in await ask(tmux, "#{client_flags}")
+
+
+async def test_nothing_secret_is_visible(tmux: Tmux, tmp_path: Path) -> None:
+    """No command line in the machine shows what a session's environment was given."""
+    await environment_of_new_session(tmux, tmp_path / "fifo", "-e", "KEY=tell-nobody")
+    await tmux.command("new-session", "-d", "-e", "KEY=tell-nobody", "sleep", "infinity")
+    seen = subprocess.run(["ps", "-eww", "-o", "args"], check=True, capture_output=True, text=True).stdout  # noqa: ASYNC221
+    assert "tmux -f /dev/null -u -S" in seen
+    assert "tell-nobody" not in seen
+
+
+async def test_environment_of_sessions(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions inherit our environment without what is only for agentd."""
+    ours = ["AGENTD_X", "SUDO_COMMAND", "SUDO_UID", "NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS", "INVOCATION_ID"]
+    for name in [*ours, "TMUX_X", "KEPT"]:
+        monkeypatch.setenv(name, "x")
+    async with open_tmux(settings) as tmux:
+        found = await environment_of_new_session(tmux, tmp_path / "fifo")
+    assert found["KEPT"] == "x"
+    assert not found.keys() & {*ours, "TMUX_X"}
+
+
+async def test_sudo_traces_are_removed(settings: Settings, tmp_path: Path) -> None:
+    """A server that somebody else started through sudo does not tell its sessions of it any more."""
+    start = [
+        settings.tmux,
+        "-f",
+        "/dev/null",
+        "-S",
+        str(settings.tmux_socket),
+        "new-session",
+        "-d",
+        "sleep",
+        "infinity",
+    ]
+    traces = {"SUDO_COMMAND": "x", "SUDO_USER": "x", "SUDO_UID": "1", "SUDO_GID": "1"}
+    await trio.run_process(start, env=os.environ | traces)
+    async with open_tmux(settings) as tmux:
+        found = await environment_of_new_session(tmux, tmp_path / "fifo")
+    assert not found.keys() & traces
+
+
+async def test_own_configuration_is_ignored(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user's own tmux configuration is not read."""
+    (tmp_path / ".tmux.conf").write_text(
+        "set -g default-command false\nset -g destroy-unattached on\nset -g @poison 1\n"
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    async with open_tmux(settings) as tmux:
+        assert await tmux.command("show-options", "-gqv", "@poison") == ()
+        assert await tmux.command("show-options", "-gv", "default-command") == ("",)
+
+
+async def test_leaving(settings: Settings, wait_gone: Callable[[int], None]) -> None:
+    """Leaving ends the client and not the server; what is asked afterwards is unknown at once."""
+    async with open_tmux(settings) as tmux:
+        server, client = await ask(tmux, "#{pid}"), await client_pid(tmux)
+        assert os.getsid(client) != os.getsid(0)
+    wait_gone(client)
+    with pytest.raises(TmuxUnknownError, match="closed"):
+        await tmux.command("display-message")
+    async with open_tmux(settings) as tmux:
+        assert await ask(tmux, "#{pid}") == server
+
+
+async def test_leaving_a_stopped_server(settings: Settings, wait_gone: Callable[[int], None]) -> None:
+    """Leaving ends the client in bounded time even if the server does nothing."""
+    async with open_tmux(settings) as tmux:
+        server, client = int(await ask(tmux, "#{pid}")), await client_pid(tmux)
+        os.kill(server, signal.SIGSTOP)
+        left = trio.current_time()
+    os.kill(server, signal.SIGCONT)
+    assert trio.current_time() - left < 8
+    wait_gone(client)
+
+
+async def test_end_server(
+    settings: Settings, wait_gone: Callable[[int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server is ended while no other session lives in it, and no new one is started."""
+    async with open_tmux(settings) as tmux:
+        server = int(await ask(tmux, "#{pid}"))
+        assert await tmux.end_server()
+        wait_gone(server)
+        with pytest.raises(TmuxUnknownError):
+            await tmux.command("display-message", timeout=5)
+        assert not await tmux.end_server()
+    assert tmux.generation == 1
+    assert caplog.records == []
+
+
+async def test_foreign_session_keeps_server(tmux: Tmux) -> None:
+    """The server is not ended while another session lives in it."""
+    await tmux.command("new-session", "-d", "-s", "foreign", "sleep", "infinity")
+    assert not await tmux.end_server()
+    await tmux.command("has-session", "-t", "=foreign")
+    assert tmux.connected
+
+
+async def test_other_file_is_spared(settings: Settings) -> None:
+    """A file that is no socket, which tmux would delete, is a clear error at the start."""
+    settings.tmux_socket.write_text("precious")
+    with pytest.raises(StartupError, match="is not a socket; remove it"):
+        async with open_tmux(settings):
+            pass
+    assert settings.tmux_socket.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'no \033[31m such\nthing' >&2; exit 1", r"no \?\[31m such thing"),
+        ("printf '%%begin 1 1 0\\nno room\\n%%error 1 1 0\\n%%exit\\n'", "no room"),
+        ("printf '%%exit went away\\n'; exec sleep infinity", "went away"),
+        ("printf '%%end 1 1 1\\n'; exec sleep infinity", "tmux sent %end without a %begin"),
+        (
+            "printf '%%begin 1 1 1\\n%%end 1 1 1\\n%.0s' 1 2 3 4 5; exec sleep infinity",
+            "tmux sent a reply to no command",
+        ),
+        ("exec cat /dev/zero", "a line of more than 1 MiB"),
+        ("exec sleep infinity", "no answer within 0.8 s"),
+        ("trap '' TERM; while :; do sleep 1; done", "no answer within 0.8 s"),
+    ],
+)
+async def test_hostile_client(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, words: str
+) -> None:
+    """Whatever the other side says or does, the start fails with its words in one line, and no process stays."""
+    monkeypatch.setattr("agentd.tmux._FIRST_PATIENCE", 0)
+    monkeypatch.setattr("agentd.tmux._CONNECT_TIMEOUT", 0.8)
+    monkeypatch.setattr("agentd.tmux_client._END_TIMEOUT", 0.1)
+    monkeypatch.setattr("agentd.tmux_client._SIGNAL_TIMEOUT", 0.2)
+    false_tmux = tmp_path / "tmux"
+    false_tmux.write_text(f"#!/bin/sh\n{script}\n")
+    false_tmux.chmod(0o755)
+    with pytest.raises(StartupError, match=rf"^tmux at {settings.tmux_socket} cannot be used: .*({words})$"):
+        async with open_tmux(attrs.evolve(settings, tmux=str(false_tmux))):
+            pass
+
+
+async def test_missing_program(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tmux that is not there is named."""
+    monkeypatch.setattr("agentd.tmux._FIRST_PATIENCE", 0)
+    with pytest.raises(StartupError, match="/nowhere/tmux does not start: No such file or directory"):
+        async with open_tmux(attrs.evolve(settings, tmux="/nowhere/tmux")):
+            pass
+
+
+@pytest.fixture
+def switched(settings: Settings, socket_dir: Path) -> Settings:
+    """Make settings with an agent user that is not ours, and cannot log in."""
+    entry = pwd.getpwnam("nobody")
+    os.chown(socket_dir, entry.pw_uid, -1)
+    user = AgentUser(
+        name="nobody", uid=entry.pw_uid, gid=entry.pw_gid, groups=(), home=entry.pw_dir, shell=entry.pw_shell
+    )
+    return attrs.evolve(settings, agent_user=user, switch_user=True, admin_gid=12345)
+
+
+@needs_root
+async def test_other_user(switched: Settings, socket_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Server, client and sessions are the agent user's, and know nothing of our environment or of sudo."""
+    monkeypatch.setenv("OUR_OWN", "x")
+    async with open_tmux(switched) as tmux:
+        pids = await ask(tmux, "#{pid}"), str(await client_pid(tmux))
+        uids = {os.stat(f"/proc/{pid}").st_uid for pid in pids}
+        found = await environment_of_new_session(tmux, socket_dir / "fifo")
+    assert uids == {switched.agent_user.uid}
+    assert found["USER"] == "nobody"
+    assert not [name for name in found if name.startswith("SUDO_") or name == "OUR_OWN"]
+
+
+@needs_root
+async def test_other_user_lost(switched: Settings, wait_gone: Callable[[int], None]) -> None:
+    """Killing either sudo or its client brings a new connection, and leaves no client of the old one."""
+    async with open_tmux(switched) as tmux:
+        first = await client_pid(tmux)
+        os.kill(first, signal.SIGKILL)
+        await reconnected(tmux, 1)
+        second = await client_pid(tmux)
+        os.kill(os.getsid(second), signal.SIGKILL)
+        await reconnected(tmux, 2)
+        third = await client_pid(tmux)
+        for pid in first, second:
+            wait_gone(pid)
+    wait_gone(third)
+
+
+@needs_root
+async def test_unknown_user(switched: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What sudo has against it is in the error."""
+    monkeypatch.setattr("agentd.tmux._FIRST_PATIENCE", 0)
+    unknown = attrs.evolve(switched, agent_user=attrs.evolve(switched.agent_user, name="no-such-user"))
+    with pytest.raises(StartupError, match=r"cannot be used: sudo: unknown user:? no-such-user"):
+        async with open_tmux(unknown):
+            pass
+
+
+@needs_root
+async def test_socket_for_admins(switched: Settings) -> None:
+    """The socket is the admin group's at once, and again after each reconnect, also to a new server."""
+    async with open_tmux(switched) as tmux:
+        for generation in 1, 2:
+            found = os.lstat(switched.tmux_socket)
+            # tmux itself sets and clears the executable bits as clients come and go.
+            assert (found.st_uid, found.st_gid) == (switched.agent_user.uid, 12345)
+            assert stat.S_IMODE(found.st_mode) | 0o110 == 0o770
+            if generation == 1:
+                await kill_server(tmux)
+                await reconnected(tmux, 1)
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["link", "owner"])
+async def test_swapped_socket(switched: Settings, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    """A link in the place of the socket, or another one's socket, is left as it is, which is one warning."""
+    async with open_tmux(switched) as tmux:
+        other = switched.tmux_socket.with_name("other")
+        if kind == "link":
+            switched.tmux_socket.rename(other)
+            switched.tmux_socket.symlink_to(other)
+        else:
+            os.chown(switched.tmux_socket, 0, 0)
+            os.chmod(switched.tmux_socket, 0o666)  # noqa: S103 tmux connects nevertheless
+            other = switched.tmux_socket
+        before = os.stat(other)
+        for generation in 1, 2:
+            os.kill(await client_pid(tmux), signal.SIGKILL)
+            await reconnected(tmux, generation)
+        after = os.stat(other)
+        assert (after.st_uid, after.st_gid, after.st_mode & 0o666) == (
+            before.st_uid,
+            before.st_gid,
+            before.st_mode & 0o666,
+        )
+        warnings = [record.message for record in caplog.records if "the tmux socket stays as it is" in record.message]
+        assert len(warnings) == 1
+        if kind == "owner":
+            os.chown(switched.tmux_socket, switched.agent_user.uid, 12345)
