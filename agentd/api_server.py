@@ -1,0 +1,206 @@
+"""Serving the API on a listening socket, and ending in bounded time whatever the clients do.
+
+hypercorn and quart-trio, taken as they are, have faults that a supervisor cannot live with; each cure says which.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import attrs
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+
+from agentd.api_socket import BACKLOG
+
+_log = logging.getLogger(__name__)
+
+# That it runs, and how to quit it, is nothing that hypercorn should tell an operator; what goes wrong in it is.
+_hypercorn_log = _log.getChild("hypercorn")
+_hypercorn_log.setLevel(logging.WARNING)
+
+_PAUSE = 0.5  # Before hypercorn is started again: clients wait in the backlog meanwhile.
+_CUT_INTERVAL = 0.05
+_CUT_TRIES = 100
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """How long a client may take, in seconds, and how many requests one connection may carry."""
+
+    idle: float = 7.0
+    """From connecting, or from the last answer, to a complete request; a client that left is kept as long, too.
+
+    Longer than the 5 s at which `stereosd` polls: its connection is not closed under it just as it asks.
+    """
+    read: int = 5
+    """Between two pieces of what a client sends; hypercorn does not apply `idle` to all that it speaks."""
+    body: int = 1 << 20
+    """How many bytes of a request's body are waited for; none is of any use."""
+    requests: int = 1000
+    """The last of its answers says `Connection: close`."""
+
+
+async def serve_api(  # noqa: PLR0913 - only the first three are ever given by the daemon
+    app: ASGIFramework,
+    sock: socket.socket,
+    *,
+    shutdown: trio.Event,
+    graceful: float = 1.0,
+    limits: Limits = Limits(),
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer on this listening socket, which stays the caller's, until `shutdown` is set or this is cancelled.
+
+    After `shutdown`, clients have `graceful` seconds to take the answers that they asked for, and are then cut off.
+    """
+    exchange = _Exchange(app, graceful=graceful, limits=limits)
+    announced = False
+    while not shutdown.is_set():
+        try:
+            async with trio.open_nursery() as nursery:
+                config = _hypercorn_config(os.dup(sock.fileno()), graceful, limits)
+                await nursery.start(partial(_serve_once, exchange, config, sock.getsockname(), shutdown))
+                if not announced:
+                    task_status.started()
+                    announced = True
+        # A client that breaks HTTP in one of several ways raises something in hypercorn that nobody there catches, of
+        # any type (KeyError, UnicodeDecodeError, h11's own): that must neither end agentd nor its API.
+        except* Exception:
+            if not announced:
+                raise
+            _log.exception("the API's server failed, probably at what a client sent; it is started again")
+        with trio.move_on_after(_PAUSE):
+            await shutdown.wait()
+
+
+class _Exchange:
+    """An application, and around it what makes one request and its whole answer come after each other.
+
+    quart-trio cancels its request as soon as it handed over the last piece, when hypercorn is still inside that
+    `send()` and about to close or to recycle the connection: so none is ever closed, and no idle timeout begins.
+    And when a request goes wrong while it is being answered, hypercorn speaks from two tasks at once and fails.
+    """
+
+    def __init__(self, app: ASGIFramework, *, graceful: float, limits: Limits) -> None:
+        self._app = app
+        self._graceful = graceful
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        async def send_whole(message: ASGISendEvent) -> None:
+            # The bound holds for hypercorn's own waits; its writes are shielded in there, see `_cut_off_late`.
+            with trio.move_on_after(self._graceful, shield=True):
+                await send(message)
+
+        if scope["type"] == "http":
+            if not await self._read_away(receive):
+                return
+            if not scope["path"].startswith("/"):
+                # Quart raises at some of these (`GET [ HTTP/1.1`); none of them names anything here.
+                scope = {**scope, "path": f"/{scope['path']}"}
+        await self._app(scope, receive, send_whole)
+
+    async def _read_away(self, receive: ASGIReceiveCallable) -> bool:
+        """Wait for the end of a request, whose body says nothing here, and tell whether there is anybody to answer.
+
+        One that is too long or too slow gets its answer before its end, after which hypercorn closes the connection.
+        """
+        size = 0
+        with trio.move_on_after(self._limits.idle):
+            while size <= self._limits.body:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return False
+                if not message["more_body"]:
+                    break
+                size += len(message["body"])
+        return True
+
+
+async def _serve_once(
+    app: ASGIFramework,
+    config: Config,
+    address: str,
+    shutdown: trio.Event,
+    *,
+    task_status: trio.TaskStatus[list[str]],
+) -> None:
+    """Run hypercorn until `shutdown`, or until it fails."""
+    ending, ended = trio.Event(), trio.Event()
+
+    async def end() -> None:
+        try:
+            await shutdown.wait()
+        finally:
+            ending.set()  # hypercorn cancels this when it fails: its clients must not hold it up then either.
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cut_off_late, address, ending, ended, config.graceful_timeout)
+        try:
+            await serve(app, config, shutdown_trigger=end, mode="asgi", task_status=task_status)
+        finally:
+            ending.set()
+            ended.set()
+
+
+def _hypercorn_config(descriptor: int, graceful: float, limits: Limits) -> Config:
+    """Tell hypercorn everything that it should know; it closes the descriptor."""
+    config = Config()
+    config.bind = [f"fd://{descriptor}"]
+    config.backlog = BACKLOG
+    config.accesslog = None
+    config.errorlog = _hypercorn_log
+    config.include_server_header = False
+    config.graceful_timeout = graceful
+    config.keep_alive_timeout = limits.idle
+    config.keep_alive_max_requests = limits.requests
+    config.read_timeout = limits.read
+    return config
+
+
+async def _cut_off_late(address: str, ending: trio.Event, ended: trio.Event, graceful: float) -> None:
+    """Cut off the clients that hold up the end: hypercorn waits for ever on one that does not read its answer."""
+    try:
+        await ending.wait()
+    finally:
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(graceful):
+                await ended.wait()
+            for _ in range(_CUT_TRIES):
+                if ended.is_set():
+                    break
+                _cut_off(address)
+                with trio.move_on_after(_CUT_INTERVAL):
+                    await ended.wait()
+            else:
+                _log.error("the API's server does not end although all its clients were cut off")
+
+
+def _cut_off(address: str) -> None:
+    """Shut down every accepted connection, so that each wait on one ends."""
+    for connection in _accepted(address):
+        with connection, contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+def _accepted(address: str) -> Iterator[socket.socket]:
+    """Yield duplicates of the sockets accepted at this address; nothing public in hypercorn or trio leads to them."""
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            if not os.fspath(entry.readlink()).startswith("socket:"):
+                continue
+            duplicate = socket.socket(fileno=os.dup(int(entry.name)))
+        except OSError:
+            continue  # Closed meanwhile.
+        ours = duplicate.family == socket.AF_UNIX and duplicate.getsockname() == address
+        if ours and not duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            yield duplicate
+        else:
+            duplicate.close()
