@@ -244,6 +244,8 @@ class TmuxAttempt:
         await end_all(self._world.scanner, footprint)
         await session.kill(self._world.tmux, found.place)
         await end_all(self._world.scanner, attrs.evolve(footprint, keep_shell=False))
+        if record is not None and record.run.isalnum():  # the agents' word, and no path
+            AttemptDirectory(self._world.settings, f"{record.run}-{record.attempt}").remove()
 
     def _write(self, place: session.Place) -> Lifeline:
         settings, effective = self._world.settings, self._request.effective
@@ -299,7 +301,7 @@ class TmuxAttempt:
                 message = "its lifeline was flooded before it started"
                 raise NeverStartedError(message) from None
             match (line or "").split(" ", 2):
-                case ["start", launcher, harness] if launcher.isdecimal() and harness.isdecimal():
+                case ["start", launcher, harness] if _is_pid(launcher) and _is_pid(harness):
                     pid = self._believe(lifeline, int(launcher), int(harness))
                     if pid is not None:
                         await self._note_start()
@@ -398,6 +400,10 @@ class TmuxAttempt:
         self._tidy()
         self._world.obstacles.note(self._agent.name, blocked)
         return LaunchBlockedError(blocked)
+
+
+def _is_pid(word: str) -> bool:
+    return word.isdecimal() and len(word) < 10 and int(word) > 0  # noqa: PLR2004 - what the kernel counts up to
 
 
 def _exit_code(line: str) -> int:

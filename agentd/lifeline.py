@@ -29,6 +29,7 @@ class Lifeline:
         self._path = path
         self._said = 0
         self._buffer = b""
+        self._deaf = False
         self._launcher: int | None = None
         # One descriptor to wait on for both, the FIFO and the launcher's death: somebody else who holds the FIFO
         # open cannot hide that the launcher is gone.
@@ -48,6 +49,8 @@ class Lifeline:
             LifelineJunkError: if more than 4 KB, or something that is not text, was said.
         """
         await trio.lowlevel.checkpoint()
+        if self._deaf:
+            raise LifelineJunkError
         while (line := self._take_line()) is None:
             if self._said > MOST:
                 raise LifelineJunkError
@@ -82,14 +85,14 @@ class Lifeline:
         if not ready.get(self._fifo, 0) & select.EPOLLHUP:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
         elif reopen:
-            self._close_fifo()
             self._open()
         else:
             return False
         return True
 
     async def launcher_gone(self) -> None:
-        """Wait for the launcher's death alone, deaf to whatever else is said."""
+        """Wait for the launcher's death alone, deaf from now on to whatever else is said."""
+        self._deaf = True
         if self._launcher is not None and not self._epoll.closed:
             await trio.lowlevel.wait_readable(self._launcher)
 
@@ -108,16 +111,16 @@ class Lifeline:
         if not self._epoll.closed:
             trio.lowlevel.notify_closing(self._epoll.fileno())
             self._epoll.close()
-            self._close_fifo()
+            os.close(self._fifo)
             if self._launcher is not None:
                 os.close(self._launcher)
 
     def _open(self) -> None:
-        self._fifo = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # The new one before the old one is closed: where there is none to open any more, the old one stays ours.
+        before, self._fifo = self._fifo, os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         self._epoll.register(self._fifo, select.EPOLLIN)
-
-    def _close_fifo(self) -> None:
-        os.close(self._fifo)
+        if before >= 0:
+            os.close(before)
 
     def _ready(self) -> dict[int | None, int]:
         return dict(self._epoll.poll(0))

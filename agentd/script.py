@@ -24,7 +24,9 @@ _SHELLS_OWN = frozenset(
     {
         *("_", "IFS", "LINENO", "OLDPWD", "OPTARG", "OPTIND", "PPID", "PWD", "RANDOM", "SECONDS", "SHLVL"),
         *("BASHOPTS", "BASHPID", "BASH_VERSINFO", "EUID", "FUNCNAME", "GROUPS", "SHELLOPTS", "UID"),
-        *("EGID", "GID", "USERNAME", "status"),
+        *("COLUMNS", "FUNCNEST", "HISTCMD", "HISTSIZE", "LINES", "SAVEHIST", "SRANDOM"),
+        *("EGID", "ERRNO", "GID", "TRY_BLOCK_ERROR", "TRY_BLOCK_INTERRUPT", "TTYIDLE", "USERNAME"),
+        *("ZSH_EVAL_CONTEXT", "ZSH_SUBSHELL", "signals", "status"),
     }
 )
 """Variables that some shell reads only or counts itself: an assignment would end the script."""

@@ -16,7 +16,7 @@ MARK = "AGENTD_SESSION"
 """A variable of every session that agentd makes: it is there from the session's first moment, the record is not."""
 
 _RECORD = "@agentd_record"
-_FIELDS = "#{session_id} #{pane_id} #{pane_pid} #{" + _RECORD + "}"
+_FIELDS = "#{pid} #{session_id} #{pane_id} #{pane_pid} #{" + _RECORD + "}"
 
 
 @attrs.frozen(kw_only=True)
@@ -75,6 +75,9 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 class Place:
     """Where an attempt lives: tmux's ids, and the pane's shell as tmux names it and the kernel confirms it."""
 
+    server: int
+    generation: int
+    """The connection over which this server was last seen: after another one, it may be another server."""
     session: str
     pane: str
     shell: int
@@ -104,7 +107,7 @@ async def find(tmux: Tmux, name: str, mark: str) -> Found | None:
         if "can't find" in str(error):
             return None
         raise
-    panes = [_read_pane(line) for line in lines]
+    panes = [_read_pane(tmux, line) for line in lines]
     if not panes:
         return None
     place, record = next(((p, r) for p, r in panes if r is not None and r.pane == p.pane), panes[0])
@@ -128,7 +131,7 @@ async def create(tmux: Tmux, name: str, workdir: str, env: Mapping[str, str], ma
         *("new-session", "-d", "-P", "-F", _FIELDS, "-s", escape_format(name), "-c", escape_format(workdir)),
         *("-x", WIDTH, "-y", HEIGHT, "-e", f"{MARK}={mark}", *_variables(env)),
     )
-    place, _ = _read_pane(lines[0] if lines else "")
+    place, _ = _read_pane(tmux, lines[0] if lines else "")
     # A shell that dies leaves its words on the screen, and the session to look at them.
     await tmux.command("set-option", "-w", "-t", place.pane, "remain-on-exit", "on")
     return place
@@ -141,14 +144,12 @@ async def respawn(tmux: Tmux, place: Place, workdir: str, env: Mapping[str, str]
         TmuxError: if the pane is gone.
     """
     # A reset pushes what is on the screen into the history, where a respawn would lose it: the error is there.
-    await tmux.command("send-keys", "-R", "-t", place.pane)
-    await tmux.command(
-        *("respawn-pane", "-k", "-t", place.pane, "-c", escape_format(workdir), *_variables(env)),
-        *(() if command is None else (command,)),
-    )
-    lines = await tmux.command("list-panes", "-s", "-t", place.session, "-F", _FIELDS)
+    await _command(tmux, place, "send-keys", "-R", "-t", place.pane)
+    words = ("respawn-pane", "-k", "-t", place.pane, "-c", escape_format(workdir), *_variables(env))
+    await _command(tmux, place, *words, *(() if command is None else (command,)))
+    lines = await _command(tmux, place, "list-panes", "-s", "-t", place.session, "-F", _FIELDS)
     for line in lines:
-        fresh, _ = _read_pane(line)
+        fresh, _ = _read_pane(tmux, line)
         if fresh.pane == place.pane:
             return fresh
     message = f"the pane {place.pane} is gone"
@@ -157,33 +158,33 @@ async def respawn(tmux: Tmux, place: Place, workdir: str, env: Mapping[str, str]
 
 async def remember(tmux: Tmux, place: Place, record: Record) -> None:
     """Write the record into the session."""
-    await tmux.command("set-option", "-t", place.session, _RECORD, record.to_json())
+    await _command(tmux, place, "set-option", "-t", place.session, _RECORD, record.to_json())
 
 
 async def type_line(tmux: Tmux, place: Place, line: str) -> None:
     """Type a line, and Enter, into the shell."""
-    await tmux.command("send-keys", "-l", "-t", place.pane, line)
-    await tmux.command("send-keys", "-t", place.pane, "Enter")
+    await _command(tmux, place, "send-keys", "-l", "-t", place.pane, line)
+    await _command(tmux, place, "send-keys", "-t", place.pane, "Enter")
 
 
 async def press_interrupt(tmux: Tmux, place: Place) -> None:
     """Press C-c in the agent's pane, whichever window is shown and whatever mode an admin has left it in."""
-    await tmux.command("copy-mode", "-q", "-t", place.pane)
-    await tmux.command("send-keys", "-t", place.pane, "C-c")
+    await _command(tmux, place, "copy-mode", "-q", "-t", place.pane)
+    await _command(tmux, place, "send-keys", "-t", place.pane, "C-c")
 
 
 async def kill(tmux: Tmux, place: Place) -> None:
     """End pane and session; that either is gone already is fine. A grouped session would keep the pane otherwise."""
     for command in ("kill-pane", place.pane), ("kill-session", place.session):
         try:
-            await tmux.command(command[0], "-t", command[1])
+            await _command(tmux, place, command[0], "-t", command[1])
         except TmuxError:
             continue
 
 
 async def screen(tmux: Tmux, place: Place) -> str:
     """What the pane shows now, without the blank lines."""
-    lines = await tmux.command("capture-pane", "-p", "-t", place.pane)
+    lines = await _command(tmux, place, "capture-pane", "-p", "-t", place.pane)
     return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
@@ -197,16 +198,40 @@ def confirm(place: Place) -> Place:
     return attrs.evolve(place, shell_ticks=stat.start_ticks, sid=stat.sid, tty_nr=stat.tty_nr)
 
 
+async def _command(tmux: Tmux, place: Place, *words: str) -> tuple[str, ...]:
+    """Have tmux do something to a place. A new server counts its ids from 0 again: there they are somebody else's.
+
+    Raises:
+        TmuxError: if the place has gone with its server.
+    """
+    known = tmux.connected and tmux.generation == place.generation
+    if not known and await tmux.command("display-message", "-p", "#{pid}") != (str(place.server),):
+        message = f"the pane {place.pane} has gone with its tmux server"
+        raise TmuxError(message)
+    return await tmux.command(*words)
+
+
 def _variables(env: Mapping[str, str]) -> list[str]:
     return [word for name, value in env.items() for word in ("-e", f"{name}={value}")]
 
 
-def _read_pane(line: str) -> tuple[Place, Record | None]:
-    session, _, rest = line.partition(" ")
+def _read_pane(tmux: Tmux, line: str) -> tuple[Place, Record | None]:
+    server, _, rest = line.partition(" ")
+    session, _, rest = rest.partition(" ")
     pane, _, rest = rest.partition(" ")
     pid, _, record = rest.partition(" ")
-    if not (session.startswith("$") and pane.startswith("%") and pid.isdecimal() and len(pid) < 10):  # noqa: PLR2004
+    pids = all(word.isdecimal() and len(word) < 10 for word in (server, pid))  # noqa: PLR2004
+    if not (pids and session.startswith("$") and pane.startswith("%")):
         message = "tmux described a pane as nothing that could be one"
         raise TmuxError(message)
-    place = confirm(Place(session=session, pane=pane, shell=int(pid), shell_ticks=None, sid=None, tty_nr=0))
-    return place, Record.from_json(record)
+    place = Place(
+        server=int(server),
+        generation=tmux.generation,
+        session=session,
+        pane=pane,
+        shell=int(pid),
+        shell_ticks=None,
+        sid=None,
+        tty_nr=0,
+    )
+    return confirm(place), Record.from_json(record)

@@ -2,6 +2,7 @@
 
 import math
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -252,3 +253,16 @@ def test_doublings_are_counted() -> None:
 def test_message(keys: dict[str, Any], ended: Exit, restarts: int, message: str) -> None:
     """The message says what happened, and how it goes on or what to change."""
     assert decide(agent_of(**keys), ended, restarts=restarts, doublings=0).message == message
+
+
+def test_the_design_shows_this_table() -> None:
+    """The table of states and events in docs/design.md is the one that the code follows."""
+    text = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text[text.index("| state | launched |") :].split("\n\n")[0].splitlines()
+    ]
+    events, shown = rows[0][1:], {row[0]: row[1:] for row in rows[2:]}
+    told = {state: ["·" if after is None else after.value for after in row.values()] for state, row in TABLE.items()}
+    assert events == [event.value for event in Event]
+    assert shown == told
