@@ -94,10 +94,16 @@ class _Exchange:
         self._limits = limits
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        cut_off = False
+
         async def send_whole(message: ASGISendEvent) -> None:
+            nonlocal cut_off
+            if cut_off:
+                return  # hypercorn calls a next piece unexpected, and our application's mistake
             # The bound holds for hypercorn's own waits; its writes are shielded in there, see `_cut_off_late`.
-            with trio.move_on_after(self._graceful, shield=True):
+            with trio.move_on_after(self._graceful, shield=True) as bound:
                 await send(message)
+            cut_off = bound.cancelled_caught
 
         if scope["type"] == "http":
             if not await self._read_away(receive):

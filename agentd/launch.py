@@ -82,7 +82,7 @@ class TmuxAttempt:
         self._certain = True
         self._lifeline: Lifeline | None = None
         self._typed = False
-        self._given_up = False
+        self._nothing_started = False
         self._launcher: int | None = None
         self._launcher_ticks: int | None = None
         self._harness: int | None = None
@@ -165,7 +165,7 @@ class TmuxAttempt:
         if self._launcher is None:
             self._directory.withdraw()
         # Where nobody knows what the shell has made of the keys, it goes too: what it just forked is not tagged yet.
-        known = self._launcher is not None or self._given_up
+        known = self._launcher is not None or self._nothing_started
         ended = await end_all(self._world.scanner, self._footprint(keep_shell=known))
         if self._exit is not None or self._launcher is None:
             self._tidy()
@@ -259,7 +259,6 @@ class TmuxAttempt:
             tmux_socket=str(settings.tmux_socket),
             session=place.session,
             pane=place.pane,
-            number=self._request.number,
         )
         self._lifeline = self._directory.write(script)
         _log.debug(
@@ -308,8 +307,10 @@ class TmuxAttempt:
                         return pid
                     _log.warning("agent=%s: something that is not its launcher said it had started", self._agent.name)
                 case ["blocked", "workdir", how]:
+                    self._nothing_started = True
                     raise self._blocked(workdir_blocked(effective, how, self._world.settings.agent_user.name))
                 case ["blocked", "binary", path]:
+                    self._nothing_started = True
                     raise self._blocked(binary_blocked(effective, path))
                 case _:
                     _log.warning("agent=%s: its lifeline said something unknown before it started", self._agent.name)
@@ -365,7 +366,7 @@ class TmuxAttempt:
         self._directory.withdraw()
         if lifeline.has_writer():
             return
-        self._given_up = True
+        self._nothing_started = True
         self._tidy()
         last = " | ".join((await self._screen(place)).splitlines()[-LAST_LINES:])[-LAST_CHARACTERS:]
         message = f"no sign of life within {START_LIMIT:g} s; its screen: {last or 'empty'}"

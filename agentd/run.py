@@ -178,7 +178,7 @@ class Run:
                         Event.STARTED, message="", pid=pid, running=True, started_at=self._around.wall(), attempt=number
                     )
             if blocked is not None:
-                await self._unblocked(blocked, time_limit)
+                await self._unblocked(attempt, blocked, time_limit)
                 continue
             if ended is None:
                 ended = await attempt.ended()
@@ -196,11 +196,12 @@ class Run:
             await trio.sleep_until(over + decision.delay)
             self._restarts += 1
 
-    async def _unblocked(self, blocked: Blocked, time_limit: trio.CancelScope) -> None:
+    async def _unblocked(self, attempt: Attempt, blocked: Blocked, time_limit: trio.CancelScope) -> None:
         """Return at the first look at which the cause may be gone."""
         if self._restarts == 0:
             self._set_deadline(time_limit, math.inf)  # the timeout counts from the first launch that was one
         self._move(Event.BLOCKED, reason=blocked.reason, message=blocked.message, error=blocked.message)
+        await self._swept(attempt)  # where tmux failed in the middle, something may run all the same
         await self._around.looks.next()
         while await self._around.sessions.still_blocked(self.effective, blocked):
             await self._around.looks.next()

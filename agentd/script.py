@@ -45,7 +45,6 @@ class Script:
     tmux_socket: str
     session: str
     pane: str
-    number: int
 
     def text(self) -> str:
         """The script.
@@ -68,7 +67,7 @@ class Script:
             binary=quote(self.argv[0]),
             shown=quote(_shown(self.argv)),
             command=" ".join(map(quote, self.argv)),
-            remember=f"{tmux} set-option -t '{self.session}' @agentd_exit \"{self.number} $code\" "
+            remember=f"{tmux} set-option -t '{self.session}' @agentd_exit {quote(self.tag)}\" $code\" "
             f"\\; display-message -p -t '{self.pane}' '#{{alternate_on}}'",
         )
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 import trio
 
 from agentd.errors import StartupError, TmuxError, TmuxUnknownError
+from agentd.proc_scan import read_uid
 from agentd.settings import Settings
 from agentd.tmux_client import CONTROL_SESSION, Client, Request, open_client
 
@@ -23,6 +25,8 @@ _PREPARATION = (
     # sudo describes itself to what it starts, and tmux hands what it was started with to every session.
     *(("set-environment", "-g", "-u", f"SUDO_{name}") for name in ("COMMAND", "USER", "UID", "GID")),
 )
+_CLIENT = "#{client_pid} #{client_control_mode}"
+_PID_DIGITS = 10
 _SOCKET_MODE = 0o770
 
 # Seconds.
@@ -152,7 +156,7 @@ class Tmux:
         """Hold one connection for as long as it lasts; return whether it was one, and why it ended."""
         try:
             async with open_client(self._settings) as client:
-                problem = await _prepare(client)
+                problem = await _prepare(client, self._settings.agent_user.uid)
                 if problem:
                     return False, problem
                 self._share_socket()
@@ -207,18 +211,39 @@ async def open_tmux(settings: Settings) -> AsyncIterator[Tmux]:
         raise failure
 
 
-async def _prepare(client: Client) -> str:
+async def _prepare(client: Client, uid: int) -> str:
     """Set the server up as design.md has it; return what stands against it, or nothing."""
     try:
         with trio.fail_after(_CONNECT_TIMEOUT):
             await client.wait_attached()
             for words in _PREPARATION:
                 await client.ask(Request(*words))
+            ours = await client.ask(Request("display-message", "-p", _CLIENT))
+            for line in await client.ask(Request("list-clients", "-t", CONTROL_SESSION, "-F", _CLIENT)):
+                pid, _, control = line.partition(" ")
+                if line not in ours and control == "1" and pid.isdecimal() and len(pid) < _PID_DIGITS:
+                    _kill_client(int(pid), uid)
     except trio.TooSlowError:
         return f"no answer within {_CONNECT_TIMEOUT:g} s"
     except (TmuxError, TmuxUnknownError) as error:
         return client.words or str(error)
     return ""
+
+
+def _kill_client(pid: int, uid: int) -> None:
+    """Kill the control client of an agentd that is dead: locks say that there is no other one.
+
+    It ends by itself at the end of its input, unless something was still to be written to the agentd that was killed:
+    then tmux waits for ever to write it, and neither client nor server ends. The pid is the agents' word, so that it
+    must be the agent user's, and a tmux.
+    """
+    with suppress(OSError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            if read_uid(pid) == uid and Path(f"/proc/{pid}/comm").read_text().startswith("tmux"):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
 
 
 def _share(path: str, owner: int, group: int | None) -> str:

@@ -63,7 +63,6 @@ class Stage:
             tmux_socket="/nowhere",
             session="$1",
             pane="%1",
-            number=1,
         )
 
     def start(self, script: Script) -> None:
@@ -261,7 +260,7 @@ def test_large_argument(stage: Stage, size: int) -> None:
 def test_path_of_the_lifeline(tmp_path: Path, path: str) -> None:
     """A lifeline's path that a shell could misread is refused."""
     script = Script(
-        lifeline=path, tag="", workdir="/", argv=("x",), env={}, tmux="", tmux_socket="", session="", pane="", number=1
+        lifeline=path, tag="", workdir="/", argv=("x",), env={}, tmux="", tmux_socket="", session="", pane=""
     )
     with pytest.raises(ValueError, match="lifeline's path"):
         script.text()
@@ -279,6 +278,5 @@ def test_repr_keeps_secrets() -> None:
         tmux_socket="",
         session="",
         pane="",
-        number=1,
     )
-    assert "5ecret" not in repr(script) + repr(attrs.evolve(script, number=2))
+    assert "5ecret" not in repr(script) + repr(attrs.evolve(script, tag="other"))

@@ -583,7 +583,9 @@ async def test_log(autojump_clock: MockClock, world: World, caplog: pytest.LogCa
     ]
 
 
-async def test_a_cause_that_lasts_is_said_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_cause_that_lasts_is_said_once(
+    autojump_clock: MockClock, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """However often a blocked agent is tried again, the log says once that it is blocked, and then that it runs."""
     caplog.set_level(logging.INFO, "agentd.run")
     blocked = Play(blocked=Blocked(reason="tmux_refused", message="tmux says no"))
@@ -595,3 +597,14 @@ async def test_a_cause_that_lasts_is_said_once(world: World, caplog: pytest.LogC
             world.looks.ring()
     said = [line.split("state=")[1].split()[0] for line in caplog.messages]
     assert said == ["starting", "waiting", "running", "completed"]
+
+
+async def test_a_blocked_launch_is_swept_before_the_next(autojump_clock: MockClock, world: World) -> None:
+    """Where a launch failed in the middle, what may run of it all the same is gone before the agent is tried again."""
+    world.sessions.script("a", Play(blocked=_BLOCKED, defies=2), Play(ends_after=1))
+    async with world.living(effective_of()):
+        for _ in range(4):
+            await trio.sleep(1)
+            world.sessions.causes.clear()
+            world.looks.ring()
+    assert world.seen()[:5] == [(0, "launch"), (0, "sweep"), (1, "sweep"), (2, "sweep"), (3, "launch")]

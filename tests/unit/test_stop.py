@@ -118,7 +118,7 @@ async def test_in_backoff(autojump_clock: MockClock, world: World) -> None:
 async def test_while_blocked(autojump_clock: MockClock, world: World) -> None:
     """A blocked agent is stopped at once."""
     assert await _stop_at(world, 5, Play(blocked=_BLOCKED)) == 0
-    assert world.seen() == [(0, "launch"), (5, "sweep"), (5, "close")]
+    assert world.seen() == [(0, "launch"), (0, "sweep"), (5, "sweep"), (5, "close")]
     assert world.states() == [(0, "waiting"), (0, "starting"), (0, "waiting"), (5, "stopping")]
 
 
