@@ -18,6 +18,8 @@ _KINDS = {
     "tmux": "real tmux",
     "e2e": "the installed agentd as a process",
 }
+# Most tests wait more than they compute. A file's tests stay together: they share daemons.
+_OPTIONS = ("-q", "-p", "no:cacheprovider", "-n", "4", "--dist", "loadfile")
 _NOBODY = 65534
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _NOT_COPIED = (".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis")
@@ -50,7 +52,7 @@ def _run_all(who: str, top: Path, repository: Path, venv: Path, environ: Mapping
         print(f"\n===== {kind} tests ({what}), as {who} =====\n", flush=True)
         begun = time.monotonic()
         done = subprocess.run(
-            [venv / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *_paths(kind, repository, user)],
+            [venv / "bin" / "python", "-m", "pytest", *_OPTIONS, *_paths(kind, repository, user)],
             cwd=repository,
             env=environ,
             stdin=subprocess.DEVNULL,

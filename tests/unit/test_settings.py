@@ -285,8 +285,9 @@ def test_directories_of_root(
     settings: Settings, tmp_path: Path, admin_gid: int | None, api_mode: int, tmux_gid: int
 ) -> None:
     """As root the tmux directory is the agent user's, the others root's, and the admin group may enter."""
-    for ancestor in (tmp_path, *tmp_path.parents[:2]):
-        ancestor.chmod(0o711)
+    for ancestor in (tmp_path, *tmp_path.parents):
+        if "pytest-of-" in str(ancestor):
+            ancestor.chmod(0o711)
     os.umask(0o077)
     prepare_directories(attrs.evolve(settings, agent_user=_NOBODY, switch_user=True, admin_gid=admin_gid))
     tmux = settings.tmux_socket.parent.stat()
