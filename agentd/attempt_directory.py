@@ -14,11 +14,19 @@ class AttemptDirectory:
     With another agent user, the directory is root's (0711) and the files are the agent user's, and his alone.
     """
 
-    def __init__(self, settings: Settings, name: str) -> None:
+    def __init__(self, settings: Settings, instance: str, run: str, number: int) -> None:
         self._settings = settings
-        self._path = settings.run_dir / name
+        self._path = settings.run_dir / f"{instance}-{run}-{number}"
         self.script = self._path / "launch"
         self.fifo = self._path / "lifeline"
+
+    @staticmethod
+    def remove_all(settings: Settings, instance: str) -> None:
+        """Take away the directories of all attempts of an agentd, which is dead."""
+        for path in settings.run_dir.glob(f"{instance}-*-*"):
+            run, _, number = path.name.removeprefix(f"{instance}-").rpartition("-")
+            if run.isalnum() and number.isdecimal():
+                AttemptDirectory(settings, instance, run, int(number)).remove()
 
     def write(self, script: Script) -> Lifeline:
         """Write both, and open our end of the lifeline.

@@ -186,11 +186,11 @@ def _check_names(named: list[_Named]) -> None:
     sessions: dict[str, _Named] = {}
     told: set[str] = set()
 
-    def refuse(one: _Named, key: str, fault: str) -> None:
+    def refuse(one: _Named, key: str, fault: str, more: str = "") -> None:
         place = one.entry.place.at(key)
         if place.path not in told:
             told.add(place.path)
-            place.refuse(f"{fault}; choose another {key}")
+            place.refuse(f"{fault}; choose another {key}{more}")
 
     for one in named:
         holder = names.setdefault(one.name.casefold(), one)
@@ -201,7 +201,8 @@ def _check_names(named: list[_Named]) -> None:
             continue
         holder = sessions.setdefault(one.session, one)
         if not explicit and (reason := session_fault(one.session)):
-            refuse(one, "name", f"{quoted(one.name)} cannot name its session: {reason}")
+            fault = f"{quoted(one.name)} cannot name its session: {reason}"
+            refuse(one, "name", fault, ", or give the agent a session")
         elif holder is not one:
             found = f"{quoted(one.session)} is already the session of {holder.entry.place.path}"
             refuse(one, "session", f"{found} (. and : become _)")

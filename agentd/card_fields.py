@@ -51,8 +51,8 @@ def session_fault(session: str) -> str | None:
         return "agentd itself uses that session"
     if session.startswith(("$", "=", "@", "%", "{", "-", "+")):
         return f"tmux takes a session that begins with {quoted(session[0])} for something else"
-    if "#" in session or "\\" in session:
-        return "tmux changes a # or a \\ in the name of a session"
+    if any(char in session for char in "#$\\"):
+        return "tmux changes a #, a $ or a \\ in the name of a session"
     return None
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
@@ -11,6 +12,7 @@ from agentd import __version__
 from agentd.directories import lock_sockets, prepare_directories
 from agentd.errors import StartupError, UsageError
 from agentd.logs import configure, escape
+from agentd.proc_scan import read_stat
 from agentd.settings import Flags, build_settings
 
 _HELP = """\
@@ -54,6 +56,7 @@ _log = logging.getLogger(__name__)
 
 def run() -> NoReturn:
     """Run agentd as the program of this process."""
+    _outlive_hangup()
     _fill_standard_descriptors()
     sys.exit(main())
 
@@ -96,7 +99,7 @@ def _exit_code(serve: Callable[[], None]) -> int:
         _log.error("%s", _first(group))
         code = 1
     except* KeyboardInterrupt:
-        _log.warning("interrupted before agentd was ready, or a second time while it stopped")
+        _log.warning("interrupted before agentd was ready")
         code = 1
     return code
 
@@ -164,6 +167,16 @@ def _print(fd: int, text: str) -> None:
     # Not by sys.stdout and sys.stderr: they are None where the descriptor was closed, and complain of a lost reader.
     with contextlib.suppress(OSError):
         os.write(fd, text.encode(errors="backslashreplace"))
+
+
+def _outlive_hangup() -> None:
+    """Ignore SIGHUP until the daemon takes it, unless it means that somebody closed the terminal of agentd.
+
+    Who has just written the card may send it at once; the first look is still to come.
+    """
+    stat = read_stat(os.getpid())
+    if stat is None or stat.tty_nr == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _fill_standard_descriptors() -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import fcntl
-import hashlib
+import logging
 import os
 import stat
 import subprocess
@@ -15,6 +15,8 @@ from agentd.settings import AgentUser, Settings
 _UNTOUCHED = -1
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS_MAY_ANYTHING = stat.S_IRWXG | stat.S_IRWXO
+
+_log = logging.getLogger(__name__)
 
 
 def prepare_directories(settings: Settings) -> None:
@@ -43,31 +45,44 @@ def lock_sockets(settings: Settings) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         for flag, path in (("-tmux-socket", settings.tmux_socket), ("-api-socket", settings.api_socket)):
-            name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]
-            lock = _open_lock(settings.run_dir / f"{name}.lock")
-            held.callback(os.close, lock)
-            _take(lock, flag, path)
+            _lock(path, flag, held)
         yield
 
 
-def _open_lock(path: Path) -> int:
-    # The file stays for good: whoever removed it could remove one that the next agentd holds by then.
+def _lock(path: Path, flag: str, held: contextlib.ExitStack) -> None:
+    """Lock a file beside the socket, where every other agentd of this socket looks, whatever else it was told.
+
+    The agents own the place of the tmux socket. They cannot open a file that is root's alone, so that they cannot hold
+    a lock against us; whatever else they put there is no lock. The file stays, and nothing is ever written to it.
+    """
+    place = path.with_name(f".{path.name}.agentd")
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock = os.open(place, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     except OSError as error:
-        msg = f"{path} cannot be opened ({error.strerror}): mend the directory, or choose another -run-dir"
-        raise StartupError(msg) from error
-
-
-def _take(lock: int, flag: str, path: Path) -> None:
+        _log.warning("%s cannot be opened (%s): another agentd of %s would not be noticed", place, error.strerror, path)
+        return
+    held.callback(os.close, lock)
+    found = os.fstat(lock)
+    ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_nlink == 1
+    if not ours or found.st_mode & _OTHERS_MAY_ANYTHING:
+        _log.warning("%s is not ours alone (remove it): another agentd of %s would not be noticed", place, path)
+        return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
-        msg = f"another agentd (pid {owner}) owns {path}: stop that one, or give this one another {flag}"
+        holder = _holder(found.st_ino)
+        msg = f"another agentd (pid {holder}) owns {path}: stop that one, or give this one another {flag}"
         raise StartupError(msg) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+
+def _holder(inode: int) -> str:
+    """Who holds the lock of a file; only the inode tells, since file systems that have no device say another one."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.split()
+            if words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(inode):
+                return words[4]
+    return "unknown"
 
 
 def _make_for_root(settings: Settings) -> None:

@@ -24,6 +24,8 @@ _LARGE_CARD: Final = 1 << 16
 _SETTLE: Final = 0.1
 """Seconds for which something must not change before it is believed: it may be being rewritten in place."""
 _REREADS: Final = 5
+_BLANK_REREADS: Final = 3
+"""So often the same before a card is believed to be blank or missing: it may be about to be written anew."""
 _MAX_CARD: Final = 4 * 1024 * 1024
 _MAX_PROMPT: Final = 2 * 1024 * 1024
 _PROMPT_READERS: Final = 8
@@ -56,9 +58,9 @@ class Inputs:
     card: Card | None = attrs.field(repr=False)
     """The last good card; None until the first."""
     card_error: str | None
-    """Why the newest card is not in force; None when it is, and when there is none."""
+    """Why the card that is there now, or is not, is not the one in force; None when it is."""
     card_missing: bool
-    """Whether there is no card now, or only a blank one."""
+    """Whether that is because there is no card, or only a blank one."""
     secrets: Secrets
     wanted: _Wanted = attrs.field(repr=False)
     """By agent name, in the card's order."""
@@ -72,6 +74,13 @@ class _CardFile:
     stat: _Stat = ()
     data: bytes | None = None
     problem: str | None = None
+
+    @property
+    def missing(self) -> str | None:
+        """What is missing, when there is no card in it."""
+        if self.problem is not None or (self.data and not self.data.isspace()):
+            return None
+        return "the card is missing" if self.data is None else "the card is blank"
 
 
 @attrs.frozen(kw_only=True)
@@ -91,7 +100,7 @@ class InputReader:
         self._settings = settings
         self._card_file: _CardFile | None = None
         self._card: Card | None = None
-        self._parsed: tuple[bytes, str | None] = (b"", None)
+        self._parsed: tuple[bytes, Card | str] | None = None
         self._card_error: str | None = None
         self._card_missing = False
         self._secrets = Secrets()
@@ -120,31 +129,33 @@ class InputReader:
 
     async def _look_at_card(self) -> None:
         path = self._settings.config
-        found, settled = await _settle(partial(_read_card, path), self._card_file)
+        found, settled = await _settle(
+            partial(_read_card, path),
+            self._card_file,
+            rereads=lambda card: _BLANK_REREADS if card.missing else 1,
+        )
         if not settled:
-            self._card_error = (
-                f"{path} keeps changing: it is taken at a later look, once it stands still for {_SETTLE} s"
-            )
+            self._card_error = f"the card keeps changing: it is taken once it stands still for {_SETTLE} s"
+            self._card_missing = False
             return
         self._card_file = found
-        self._card_error = found.problem
-        self._card_missing = found.problem is None and not (found.data or b"").strip()
+        self._card_error = found.problem or found.missing
+        self._card_missing = found.missing is not None
         if found.data is not None and not self._card_missing:
-            # A hostile megabyte keeps tomlkit busy for half a minute; nobody else shall wait for that.
-            large = len(found.data) > _LARGE_CARD
-            take = partial(self._take_card, found.data)
-            self._card_error = await trio.to_thread.run_sync(take) if large else take()
+            await self._take_card(found.data)
 
-    def _take_card(self, data: bytes) -> str | None:
-        """Put the card in force unless it is invalid, and return why it is."""
-        before, problem = self._parsed
-        if data != before:
-            try:
-                self._card, problem = parse_card(data), None
-            except CardError as error:
-                problem = str(error)
-            self._parsed = data, problem
-        return problem
+    async def _take_card(self, data: bytes) -> None:
+        """Put the card in force unless it is invalid, and say why it is."""
+        if self._parsed is None or self._parsed[0] != data:
+            # A hostile megabyte keeps tomlkit busy for half a minute; nobody else shall wait for that, nor a stop.
+            if len(data) > _LARGE_CARD:
+                parsed = await trio.to_thread.run_sync(_parse, data, abandon_on_cancel=True)
+            else:
+                parsed = _parse(data)
+            self._parsed = data, parsed
+            if isinstance(parsed, Card):
+                self._card = parsed
+        self._card_error = self._parsed[1] if isinstance(self._parsed[1], str) else None
 
     async def _look_at_secrets(self) -> None:
         # What never settles is taken all the same: one entry that somebody keeps writing must not cost the others.
@@ -221,17 +232,27 @@ class InputReader:
         )
 
 
-async def _settle(read: Callable[[], _T], last: object) -> tuple[_T, bool]:
-    """Read until it is as it was last time, or twice the same; False: it never was, and this is the newest."""
+async def _settle(read: Callable[[], _T], last: object, rereads: Callable[[_T], int] = lambda _: 1) -> tuple[_T, bool]:
+    """Read until it is as it was last time, or the same at so many rereads; False: it never was, this is the newest."""
     seen = read()
+    same = 0
     for _ in range(_REREADS):
         if seen == last:
             return seen, True
         await trio.sleep(_SETTLE)
         before, seen = seen, read()
-        if seen == before:
+        same = same + 1 if seen == before else 0
+        if same == rereads(seen):
             return seen, True
     return seen, False
+
+
+def _parse(data: bytes) -> Card | str:
+    """Read a card; text is what is wrong with it."""
+    try:
+        return parse_card(data)
+    except CardError as error:
+        return str(error)
 
 
 def _read_card(path: Path) -> _CardFile:
@@ -240,7 +261,7 @@ def _read_card(path: Path) -> _CardFile:
     except FileNotFoundError:
         return _CardFile()
     except OSError as error:
-        return _CardFile(problem=f"the card {path} cannot be read ({error.strerror}): the last good one stays in force")
+        return _CardFile(problem=f"the card cannot be read ({error.strerror})")
     return _CardFile(stat=_key(found), data=data)
 
 

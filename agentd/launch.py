@@ -9,32 +9,34 @@ import signal
 import time
 from collections.abc import Callable, Coroutine
 
-import attrs
 import trio
 
 from agentd import session
 from agentd.attempt_directory import AttemptDirectory
 from agentd.errors import TmuxError, TmuxUnknownError
+from agentd.leftovers import end_leftovers, end_session
 from agentd.lifecycle import Exit, How, exit_from_code
-from agentd.lifeline import Lifeline, LifelineJunkError
-from agentd.obstacles import Obstacles, binary_blocked, workdir_blocked
-from agentd.proc_scan import read_stat, read_uid
+from agentd.lifeline import Lifeline, LifelineJunkError, exit_code, is_pid
+from agentd.obstacles import Obstacles, binary_blocked, retried, session_taken, workdir_blocked
+from agentd.proc_scan import Stat, is_alive, read_stat, read_tag, read_uid
 from agentd.processes import Footprint, Scanner, end_all, remember, signal_group
 from agentd.resolve import Blocked, EffectiveAgent
 from agentd.script import Script
 from agentd.sessions import AttemptRequest, LaunchBlockedError, NeverStartedError
 from agentd.settings import Settings
-from agentd.terminal import is_raw
+from agentd.terminal import in_front, is_raw
 from agentd.tmux import Tmux
 
 START_LIMIT = 30.0
 """Seconds from the keys to `start`; a shell that takes longer has not understood them."""
 SETUP_LIMIT = 15.0
 """Seconds that making or respawning a session may take: the bound of its shield."""
+NOTE_LIMIT = 2.0
+"""Seconds that the session has to remember a start."""
+KEY_LIMIT = 1.0
+"""Seconds that tmux has to press a key, and at most a third of the grace period, before a signal does it."""
 LAUNCHER_LIMIT = 1.0
 """Seconds that a launcher has, after it has said how the harness ended, to end itself."""
-LAST_LINES, LAST_CHARACTERS = 5, 400
-"""How much of the screen tells why a harness never started."""
 
 _log = logging.getLogger("agentd.launch")
 
@@ -51,6 +53,10 @@ class TmuxSessions:
         self.instance = hashlib.sha256(os.fsencode(settings.tmux_socket)).hexdigest()[:12]
         self.obstacles = Obstacles()
 
+    async def recover(self) -> bool:
+        """End what an earlier agentd left behind; return whether that is done."""
+        return await end_leftovers(self.settings, self.tmux, self.scanner, self.instance)
+
     def attempt(self, request: AttemptRequest) -> "TmuxAttempt":
         """A new attempt; nothing happens before its `launch`."""
         return TmuxAttempt(self, request)
@@ -65,7 +71,7 @@ class TmuxSessions:
                 found = await session.find(self.tmux, effective.agent.session, self.instance)
             except (TmuxUnknownError, TmuxError):
                 return True
-            return found is not None and found.record is None and not found.marked
+            return found is not None and not found.marked
         return bool(blocked.paths) and self.obstacles.same(effective.agent.name, blocked)
 
 
@@ -77,16 +83,18 @@ class TmuxAttempt:
         self._request = request
         self._agent = request.effective.agent
         self._tag = f"{world.instance}/{request.run}/{request.number}"
-        self._directory = AttemptDirectory(world.settings, f"{request.run}-{request.number}")
+        self._directory = AttemptDirectory(world.settings, world.instance, request.run, request.number)
+        self._leftover: session.Found | None = None
         self._place: session.Place | None = None
         self._certain = True
         self._lifeline: Lifeline | None = None
         self._typed = False
-        self._nothing_started = False
+        self._accounted = False
         self._launcher: int | None = None
         self._launcher_ticks: int | None = None
         self._harness: int | None = None
         self._tree: frozenset[tuple[int, int]] = frozenset()
+        self._noted = False
         self._started = 0.0
         self._exit: Exit | None = None
 
@@ -103,24 +111,31 @@ class TmuxAttempt:
                 self._typed = True
                 # The space keeps the line out of a shell's history, and is what a key-eating rc file eats.
                 await session.type_line(self._world.tmux, place, f" /bin/sh {self._directory.script}")
+            last = False
             while True:
                 with trio.move_on_after(START_LIMIT):
-                    return await self._await_start(lifeline)
-                await self._give_up(place, lifeline)  # returns where it came up while we gave up
+                    return await self._await_start(place, lifeline)
+                await self._give_up(place, lifeline, last=last)  # returns where it came up while we gave up
+                last = True
         except TmuxUnknownError as error:
             self._certain = False
-            raise self._blocked(_look_again("tmux_unavailable", str(error))) from error
+            raise self._blocked(retried("tmux_unavailable", str(error))) from error
         except TmuxError as error:
-            raise self._blocked(_look_again("tmux_refused", str(error))) from error
+            if self._place is not None and not is_alive(self._place.shell):
+                raise await self._shell_ended(self._place) from error
+            raise self._blocked(retried("tmux_refused", str(error))) from error
         except OSError as error:
-            raise self._blocked(_look_again("run_dir", f"The attempt cannot be prepared: {error}")) from error
+            raise self._blocked(retried("run_dir", f"The attempt cannot be prepared: {error}")) from error
 
     async def ended(self) -> Exit:
         """Wait for the end, as often as asked."""
+        if self._lifeline is not None and not self._noted:
+            self._noted = True
+            await self._note_start()
         if self._exit is None and self._lifeline is not None:
             self._exit = await self._read_exit(self._lifeline)
             if self._world.settings.debug and self._place is not None:
-                shown = await self._screen(self._place)
+                shown = await session.screen(self._world.tmux, self._place)
                 _log.debug("agent=%s its screen at the end: %s", self._agent.name, shown)
         await trio.lowlevel.checkpoint()
         return self._exit or Exit(how=How.KILLED, at=self._world.wall(), duration=self._lasted())
@@ -130,28 +145,29 @@ class TmuxAttempt:
         await trio.lowlevel.checkpoint()
         if self._place is None:
             return False
-        raw = is_raw(self._place.tty_nr)
+        launcher = read_stat(self._launcher) if self._launcher is not None else None
+        raw = is_raw(launcher.tty_nr if launcher is not None else self._place.tty_nr)
         if again and not raw:
             return False
         if not again:
             # What carries no tag is known by its parents, and the C-c takes these away.
             before = remember(await self._world.scanner.scan(), self._footprint(keep_shell=True))
             self._tree = before.tree
-        launcher = read_stat(self._launcher) if self._launcher is not None else None
         harness = read_stat(self._harness) if self._harness is not None else None
-        background = launcher is not None and launcher.tpgid == self._place.shell
-        stopped = harness is not None and harness.state == "T"
-        if launcher is not None and (background or stopped):
-            group = harness.pgrp if harness is not None else launcher.pgrp
-            await signal_group(self._world.scanner, group, signal.SIGINT, signal.SIGCONT)
+        if launcher is not None and (not in_front(launcher) or (harness is not None and harness.state == "T")):
+            await self._signal(harness or launcher)
             return False
+        patience = min(KEY_LIMIT, self._agent.grace_period / 3)
         try:
-            await session.press_interrupt(self._world.tmux, self._place)
+            await session.press_interrupt(self._world.tmux, self._place, patience)
         except (TmuxError, TmuxUnknownError) as error:
             _log.warning("agent=%s: C-c by signal instead of by key: %s", self._agent.name, error)
             if launcher is not None:
-                await signal_group(self._world.scanner, launcher.pgrp, signal.SIGINT)
+                await self._signal(launcher)
         return raw
+
+    async def _signal(self, group: Stat) -> None:
+        await signal_group(self._world.scanner, group.pgrp, signal.SIGINT, signal.SIGCONT)
 
     async def sweep(self) -> int:
         """End what the attempt left behind, the session's shell excepted; return how many processes defied that."""
@@ -161,12 +177,11 @@ class TmuxAttempt:
             return 0
         if self._exit is not None and self._lifeline is not None:
             with trio.move_on_after(LAUNCHER_LIMIT):
-                await self._lifeline.launcher_gone()
+                await self._lifeline.speaker_gone()
         if self._launcher is None:
             self._directory.withdraw()
         # Where nobody knows what the shell has made of the keys, it goes too: what it just forked is not tagged yet.
-        known = self._launcher is not None or self._nothing_started
-        ended = await end_all(self._world.scanner, self._footprint(keep_shell=known))
+        ended = await end_all(self._world.scanner, self._footprint(keep_shell=self._accounted))
         if self._exit is not None or self._launcher is None:
             self._tidy()
         return ended.left
@@ -174,11 +189,14 @@ class TmuxAttempt:
     async def close(self) -> None:
         """End the session and what is left on its terminal."""
         await trio.lowlevel.checkpoint()
-        if self._place is not None:
-            try:
+        try:
+            if self._leftover is not None:
+                await self._end_leftover(self._leftover)
+            if self._place is not None:
                 await session.kill(self._world.tmux, self._place)
-            except TmuxUnknownError as error:
-                _log.warning("agent=%s: nobody knows whether its session ended: %s", self._agent.name, error)
+        except TmuxUnknownError as error:
+            _log.warning("agent=%s: nobody knows whether its session ended: %s", self._agent.name, error)
+        if self._place is not None:
             await end_all(self._world.scanner, self._footprint(keep_shell=False))
             self._place = None
         self._tidy()
@@ -196,12 +214,8 @@ class TmuxAttempt:
         found = await session.find(tmux, name, self._world.instance)
         self._place, self._certain = None, True
         if found is not None:
-            if found.record is None and not found.marked:
-                message = (
-                    f"A tmux session named {name!r} that agentd did not make is in the way; end it with "
-                    f"'tmux -S {self._world.settings.tmux_socket} kill-session -t ={name}', or set another session."
-                )
-                raise self._blocked(Blocked(reason="session_taken", message=message))
+            if not found.marked:
+                raise self._blocked(session_taken(name, self._world.settings.tmux_socket))
             await self._end_leftover(found)
         return await self._shielded(self._create())
 
@@ -216,6 +230,7 @@ class TmuxAttempt:
         command = None
         if not self._request.typed:
             command = f'exec "$SHELL" -i -c \'/bin/sh {self._directory.script}; exec "$SHELL"\''
+            self._tidy()  # what was written for a pane that was gone
             self._write(place)
             self._typed = True
         self._place = await session.respawn(self._world.tmux, place, effective.workdir, effective.env, command)
@@ -229,23 +244,10 @@ class TmuxAttempt:
         raise TmuxUnknownError(message)
 
     async def _end_leftover(self, found: session.Found) -> None:
-        """End a session of ours that no run of this agentd has, with what its attempt left."""
-        _log.warning("agent=%s: ends a session that was left behind", self._agent.name)
-        record = found.record
-        footprint = Footprint(
-            tag=record.tag if record else f"{self._world.instance}/?",
-            launcher=record.launcher if record else None,
-            launcher_ticks=record.launcher_ticks if record else None,
-            shell=found.place.shell,
-            shell_ticks=found.place.shell_ticks,
-            sid=found.place.sid,
-            keep_shell=True,
-        )
-        await end_all(self._world.scanner, footprint)
-        await session.kill(self._world.tmux, found.place)
-        await end_all(self._world.scanner, attrs.evolve(footprint, keep_shell=False))
-        if record is not None and record.run.isalnum():  # the agents' word, and no path
-            AttemptDirectory(self._world.settings, f"{record.run}-{record.attempt}").remove()
+        """End a session that is in the way; cancelled in the middle of it, `close` goes on with it."""
+        self._leftover = found
+        await end_session(found, self._world.tmux, self._world.scanner, self._world.instance)
+        self._leftover = None
 
     def _write(self, place: session.Place) -> Lifeline:
         settings, effective = self._world.settings, self._request.effective
@@ -270,7 +272,7 @@ class TmuxAttempt:
         )
         return self._lifeline
 
-    async def _remember(self, phase: str) -> None:
+    async def _remember(self, phase: str, patience: float = SETUP_LIMIT) -> None:
         if self._place is None:
             return
         request = self._request
@@ -289,28 +291,35 @@ class TmuxAttempt:
             started=self._started + since_boot if self._started else None,
             deadline=None if request.deadline is None else request.deadline + since_boot,
         )
-        await session.remember(self._world.tmux, self._place, record)
+        await session.remember(self._world.tmux, self._place, record, patience)
 
-    async def _await_start(self, lifeline: Lifeline) -> int:
+    async def _await_start(self, place: session.Place, lifeline: Lifeline) -> int:
         effective = self._request.effective
+        try:
+            lifeline.watch(os.pidfd_open(place.shell))
+        except ProcessLookupError:
+            raise await self._shell_ended(place) from None
         while True:
             try:
                 line = await lifeline.line(reopen=True)
             except LifelineJunkError:
                 message = "its lifeline was flooded before it started"
                 raise NeverStartedError(message) from None
-            match (line or "").split(" ", 2):
-                case ["start", launcher, harness] if _is_pid(launcher) and _is_pid(harness):
+            if line is None:
+                raise await self._shell_ended(place)
+            match line.split(" ", 2):
+                case ["start", launcher, harness] if is_pid(launcher) and is_pid(harness):
                     pid = self._believe(lifeline, int(launcher), int(harness))
                     if pid is not None:
-                        await self._note_start()
+                        self._accounted = True
+                        self._started = trio.current_time()
                         return pid
                     _log.warning("agent=%s: something that is not its launcher said it had started", self._agent.name)
                 case ["blocked", "workdir", how]:
-                    self._nothing_started = True
+                    self._accounted = True
                     raise self._blocked(workdir_blocked(effective, how, self._world.settings.agent_user.name))
                 case ["blocked", "binary", path]:
-                    self._nothing_started = True
+                    self._accounted = True
                     raise self._blocked(binary_blocked(effective, path))
                 case _:
                     _log.warning("agent=%s: its lifeline said something unknown before it started", self._agent.name)
@@ -326,8 +335,9 @@ class TmuxAttempt:
         except ProcessLookupError:
             return harness  # So quick an agent that it is gone: its `exit` is in the lifeline already.
         seen = read_stat(launcher)
-        theirs = seen is not None and seen.sid == self._place.sid and read_uid(launcher) == uid
-        if seen is None or not theirs or launcher == self._place.shell:
+        # Some rc files move the shell to a session of its own: there the harness's tag tells whose launcher it is.
+        here = seen is not None and (seen.sid == self._place.sid or read_tag(harness) == self._tag)
+        if seen is None or not here or read_uid(launcher) != uid or launcher == self._place.shell:
             os.close(pidfd)
             return None
         self._launcher, self._launcher_ticks = launcher, seen.start_ticks
@@ -338,10 +348,10 @@ class TmuxAttempt:
         return self._harness
 
     async def _note_start(self) -> None:
-        self._started = trio.current_time()
+        """Make the session remember the start; not before everybody else knows of it, since tmux may hang."""
         self._directory.withdraw_script()  # the FIFO stays, for the next agentd to read
         try:
-            await self._remember("started")
+            await self._remember("started", NOTE_LIMIT)
         except (TmuxError, TmuxUnknownError) as error:
             _log.warning("agent=%s: its session does not remember the start: %s", self._agent.name, error)
 
@@ -349,10 +359,10 @@ class TmuxAttempt:
         """Read the lifeline to its end. Junk closes it, and the launcher's end is all that is left to know."""
         try:
             line = await lifeline.line(reopen=False)
-            code = _exit_code(line) if line is not None else None
+            code = exit_code(line) if line is not None else None
         except LifelineJunkError:
             _log.warning("agent=%s: its lifeline said junk; only its launcher's end is watched", self._agent.name)
-            await lifeline.launcher_gone()
+            await lifeline.speaker_gone()
             code = None
         if code is None:
             return Exit(how=How.KILLED, at=self._world.wall(), duration=self._lasted())
@@ -361,22 +371,21 @@ class TmuxAttempt:
     def _lasted(self) -> float:
         return trio.current_time() - self._started
 
-    async def _give_up(self, place: session.Place, lifeline: Lifeline) -> None:
+    async def _give_up(self, place: session.Place, lifeline: Lifeline, *, last: bool) -> None:
         """Take script and lifeline away; return if the launcher was just quicker, else raise NeverStartedError."""
         self._directory.withdraw()
-        if lifeline.has_writer():
+        if not lifeline.has_writer():
+            self._accounted = True
+        elif not last:
             return
-        self._nothing_started = True
         self._tidy()
-        last = " | ".join((await self._screen(place)).splitlines()[-LAST_LINES:])[-LAST_CHARACTERS:]
-        message = f"no sign of life within {START_LIMIT:g} s; its screen: {last or 'empty'}"
+        shown = await session.last_words(self._world.tmux, place)
+        message = f"no sign of life within {START_LIMIT:g} s; its screen: {shown}"
         raise NeverStartedError(message)
 
-    async def _screen(self, place: session.Place) -> str:
-        try:
-            return await session.screen(self._world.tmux, place)
-        except (TmuxError, TmuxUnknownError) as error:
-            return f"unknown, {error}"
+    async def _shell_ended(self, place: session.Place) -> NeverStartedError:
+        shown = await session.last_words(self._world.tmux, place)
+        return NeverStartedError(f"its shell ended before that; its screen: {shown}")
 
     def _footprint(self, *, keep_shell: bool) -> Footprint:
         place = self._place = self._place and session.confirm(self._place)
@@ -401,19 +410,3 @@ class TmuxAttempt:
         self._tidy()
         self._world.obstacles.note(self._agent.name, blocked)
         return LaunchBlockedError(blocked)
-
-
-def _is_pid(word: str) -> bool:
-    return word.isdecimal() and len(word) < 10 and int(word) > 0  # noqa: PLR2004 - what the kernel counts up to
-
-
-def _exit_code(line: str) -> int:
-    code = line.removeprefix("exit ")
-    if code == line or not code.isdecimal() or len(code) > 3 or int(code) > 255:  # noqa: PLR2004 - of a byte
-        raise LifelineJunkError
-    return int(code)
-
-
-def _look_again(reason: str, what: str) -> Blocked:
-    """Something that no path tells of: every look tries again."""
-    return Blocked(reason=reason, message=f"{what}; agentd tries again at each look.")

@@ -3,6 +3,7 @@
 What comes through it is the agent's word: bounded, and believed only where the kernel says the same.
 """
 
+import contextlib
 import os
 import select
 from pathlib import Path
@@ -30,7 +31,7 @@ class Lifeline:
         self._said = 0
         self._buffer = b""
         self._deaf = False
-        self._launcher: int | None = None
+        self._speaker: int | None = None
         # One descriptor to wait on for both, the FIFO and the launcher's death: somebody else who holds the FIFO
         # open cannot hide that the launcher is gone.
         self._epoll = select.epoll()
@@ -38,8 +39,12 @@ class Lifeline:
         self._open()
 
     def watch(self, pidfd: int) -> None:
-        """Take over the launcher's pidfd: its death ends the lifeline, whoever else holds it open."""
-        self._launcher = pidfd
+        """Take over the pidfd of the one whose death ends the lifeline, whoever else holds it open; the last counts.
+
+        First the shell, which must live to start the launcher, then the launcher.
+        """
+        self._forget_speaker()
+        self._speaker = pidfd
         self._epoll.register(pidfd, select.EPOLLIN)
 
     async def line(self, *, reopen: bool) -> str | None:
@@ -57,7 +62,7 @@ class Lifeline:
             try:
                 data = os.read(self._fifo, MOST)
             except BlockingIOError:  # a writer lives, and says nothing
-                if self._launcher in self._ready():
+                if self._speaker in self._ready():
                     return None
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
                 continue
@@ -80,7 +85,7 @@ class Lifeline:
     async def _next_writer(self, *, reopen: bool) -> bool:
         """Nobody holds the other end: wait for the first who does, or if one has left, for the next, if so wished."""
         ready = self._ready()
-        if self._launcher in ready:
+        if self._speaker in ready:
             return False
         if not ready.get(self._fifo, 0) & select.EPOLLHUP:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
@@ -90,11 +95,21 @@ class Lifeline:
             return False
         return True
 
-    async def launcher_gone(self) -> None:
-        """Wait for the launcher's death alone, deaf from now on to whatever else is said."""
+    async def speaker_gone(self) -> None:
+        """Wait for that death alone, deaf from now on: what is said is read away, or saying it would block."""
         self._deaf = True
-        if self._launcher is not None and not self._epoll.closed:
-            await trio.lowlevel.wait_readable(self._launcher)
+        while not self._epoll.closed:
+            ready = self._ready()
+            if self._speaker in ready or (self._speaker is None and ready.get(self._fifo, 0) & select.EPOLLHUP):
+                return
+            if ready.get(self._fifo, 0) & select.EPOLLIN:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._fifo, MOST)
+                await trio.lowlevel.checkpoint()
+            elif self._speaker is not None and self._fifo in ready:
+                await trio.lowlevel.wait_readable(self._speaker)  # nobody holds the other end: nothing to read away
+            else:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
 
     def has_writer(self) -> bool:
         """Whether somebody holds the other end now."""
@@ -112,8 +127,7 @@ class Lifeline:
             trio.lowlevel.notify_closing(self._epoll.fileno())
             self._epoll.close()
             os.close(self._fifo)
-            if self._launcher is not None:
-                os.close(self._launcher)
+            self._forget_speaker()
 
     def _open(self) -> None:
         # The new one before the old one is closed: where there is none to open any more, the old one stays ours.
@@ -122,5 +136,26 @@ class Lifeline:
         if before >= 0:
             os.close(before)
 
+    def _forget_speaker(self) -> None:
+        if self._speaker is not None:
+            if not self._epoll.closed:
+                self._epoll.unregister(self._speaker)
+            trio.lowlevel.notify_closing(self._speaker)
+            os.close(self._speaker)
+            self._speaker = None
+
     def _ready(self) -> dict[int | None, int]:
         return dict(self._epoll.poll(0))
+
+
+def is_pid(word: str) -> bool:
+    """Whether a word of the lifeline can be a pid."""
+    return word.isdecimal() and len(word) < 10 and int(word) > 0  # noqa: PLR2004 - what the kernel counts up to
+
+
+def exit_code(line: str) -> int:
+    """What an `exit CODE` line says; LifelineJunkError for any other."""
+    code = line.removeprefix("exit ")
+    if code == line or not code.isdecimal() or len(code) > 3 or int(code) > 255:  # noqa: PLR2004 - of a byte
+        raise LifelineJunkError
+    return int(code)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from agentd.resolve import Blocked, EffectiveAgent
+from agentd.script import PATH_SHOWN
 
 
 def workdir_blocked(effective: EffectiveAgent, how: str, user: str) -> Blocked:
@@ -18,14 +19,30 @@ def workdir_blocked(effective: EffectiveAgent, how: str, user: str) -> Blocked:
 def binary_blocked(effective: EffectiveAgent, path: str) -> Blocked:
     """The program is in none of the folders of the PATH that the agent's own shell has."""
     binary = effective.argv[0]
+    whole = len(path) < PATH_SHOWN
     places = (binary,) if "/" in binary else tuple(f"{folder or '.'}/{binary}" for folder in path.split(":"))
-    paths = tuple(os.path.join(effective.workdir, place) for place in places)
+    # Of a PATH that was cut, nobody knows where to look: then each look tries a launch.
+    paths = tuple(os.path.join(effective.workdir, place) for place in places) if whole or "/" in binary else ()
     where = "" if "/" in binary else f" in PATH ({path})"
     message = (
         f"The program {binary} is not there{where}; install it, or set binary or env.PATH. "
         "agentd launches the agent when it is there."
     )
     return Blocked(reason="binary_missing", message=message, paths=paths)
+
+
+def session_taken(name: str, socket: Path) -> Blocked:
+    """The session's name belongs to somebody else."""
+    message = (
+        f"A tmux session named {name!r} that agentd did not make is in the way; end it with "
+        f"'tmux -S {socket} kill-session -t ={name}', or set another session."
+    )
+    return Blocked(reason="session_taken", message=message)
+
+
+def retried(reason: str, what: str) -> Blocked:
+    """Something that no path tells of: every look tries again."""
+    return Blocked(reason=reason, message=f"{what}; agentd tries again at each look.")
 
 
 class Obstacles:

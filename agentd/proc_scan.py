@@ -77,6 +77,12 @@ def read_stat(pid: int) -> Stat | None:
     return None if line is None else parse_stat(line)
 
 
+def is_alive(pid: int) -> bool:
+    """Tell whether a process is there, and no zombie."""
+    stat = read_stat(pid)
+    return stat is not None and not stat.dead
+
+
 def read_uid(pid: int) -> int | None:
     """Read one process's real uid; None when there is no such process."""
     status = _read(f"/proc/{pid}/status")
@@ -103,7 +109,7 @@ def scan(uid: int) -> Snapshot:
     # In the midst of an exec a process has no environment: by now it is through.
     for pid, process in processes.items():
         if process.uid == uid and process.tag is None:
-            processes[pid] = attrs.evolve(process, tag=_read_tag(pid))
+            processes[pid] = attrs.evolve(process, tag=read_tag(pid))
     return Snapshot(uid, os.getpid(), processes)
 
 
@@ -142,7 +148,7 @@ def _look(pid: int, uid: int) -> Process | None:
         stat.start_ticks,
         stat.threads,
         real,
-        _read_tag(pid) if real == uid else None,
+        read_tag(pid) if real == uid else None,
     )
 
 
@@ -150,7 +156,8 @@ def _is_kernel_thread(line: bytes) -> bool:
     return int(line[line.rindex(b")") + 2 :].split(maxsplit=7)[6]) & _KERNEL_THREAD != 0
 
 
-def _read_tag(pid: int) -> str | None:
+def read_tag(pid: int) -> str | None:
+    """Read by which attempt a process was started; None if by none, or if it cannot be read."""
     try:
         environ = _read(f"/proc/{pid}/environ", _ENVIRON_LIMIT)
     except PermissionError:

@@ -40,6 +40,7 @@ class Reconciler:
         self._tick = tick
         self._runs: dict[str, _Entry] = {}
         self._placeholders: set[str] = set()
+        self._recovered = False
         self._say = OncePer()
         # A channel of one place: however many knock, there is one more look.
         self._knocks, self._knocked = trio.open_memory_channel[None](1)
@@ -57,7 +58,10 @@ class Reconciler:
             async for _ in self._knocked:
                 inputs = await self._read()
                 self._tell(inputs)
-                for action in plan(inputs.wanted, self._views()):
+                # Until a first valid card, nothing that is found is stopped; until it is known, nothing is launched.
+                if not self._recovered and inputs.card is not None:
+                    self._recovered = await self._around.sessions.recover()
+                for action in plan(inputs.wanted, self._views()) if self._recovered else ():
                     self._apply(action, agents)
                 self._forget_placeholders(inputs)
                 self._around.store.order(inputs.wanted)
@@ -149,12 +153,17 @@ class Reconciler:
         """Publish what is to be said about the inputs themselves, each thing once while it lasts."""
         daemon = self._around.store.daemon
         self._around.store.put_daemon(attrs.evolve(daemon, card_error=inputs.card_error, warnings=inputs.warnings))
-        if self._say("card", inputs.card_error or "") and inputs.card_error:
-            kept = "the last good one stays in force" if inputs.card else "nothing is started"
-            _log.error("card %s is not valid, %s: %s", daemon.card, kept, inputs.card_error)
-        missing = inputs.card_missing and inputs.card is None
-        if self._say("missing", str(missing)) and missing:
+        # Before the first card that is all there is to say; after it, what is missing is a card error like any other.
+        waiting = inputs.card_missing and inputs.card is None
+        if self._say("waiting", str(waiting)) and waiting:
             _log.info("waiting for a card at %s", daemon.card)
+        error = "" if waiting else inputs.card_error or ""
+        if self._say("card", error) and error:
+            if inputs.card_missing:
+                _log.warning("%s, the last good one stays in force: %s", error, daemon.card)
+            else:
+                kept = "the last good one stays in force" if inputs.card else "nothing is started"
+                _log.error("card %s is not valid, %s: %s", daemon.card, kept, error)
         for warning in inputs.warnings:
             if warning not in daemon.warnings:
                 _log.warning("%s", warning)

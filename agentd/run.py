@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from agentd.lifecycle import Decision, Event, Exit, How, State, decide, follow
+from agentd.plan import CHANGED, REMOVED
 from agentd.resolve import Blocked, EffectiveAgent
 from agentd.sessions import Attempt, AttemptRequest, LaunchBlockedError, NeverStartedError, Sessions
 from agentd.status import AgentStatus, StatusStore
@@ -256,8 +257,9 @@ class Run:
 
     async def _stop(self, cause: str) -> None:
         """End the attempt and what it started: C-c, the grace period, then by force. Shielded, bounded."""
-        wanted = "running" if cause in {"changed", TIMEOUT} else "stopped"
-        self._move(Event.STOP, reason=cause, message=_STOPPING.get(cause, ""), wanted=wanted, next_restart_at=None)
+        wanted = "running" if cause in {CHANGED, TIMEOUT} else "stopped"
+        how = " C-c, then its grace period." if self._status.running else ""
+        self._move(Event.STOP, reason=cause, message=_STOPPING[cause] + how, wanted=wanted, next_restart_at=None)
         grace = self.effective.agent.grace_period
         with trio.move_on_after(grace + STOP_LIMIT, shield=True) as limit:
             if self._attempt is not None:
@@ -340,10 +342,10 @@ class Run:
 
 
 _STOPPING = {
-    "removed": "It is no longer in the card: C-c, then its grace period.",
-    "changed": "Its entry, prompt or environment changed: C-c, then its grace period, then a new start.",
-    SHUTDOWN: "agentd stops: C-c, then its grace period.",
-    TIMEOUT: "Its timeout is over: C-c, then its grace period.",
+    REMOVED: "It is no longer in the card: it is stopped.",
+    CHANGED: "Its entry, prompt or environment changed: it is stopped, and started anew.",
+    SHUTDOWN: "agentd stops.",
+    TIMEOUT: "Its timeout is over: it is stopped for good.",
 }
 
 

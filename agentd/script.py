@@ -18,6 +18,8 @@ import attrs
 
 SHOWN = 400
 """Characters of the command line that the script prints; the prompt in it may be 100 KB."""
+PATH_SHOWN = 3000
+"""Bytes of the PATH that it says on the lifeline, which takes 4 KB in all."""
 
 _SAFE_PATH = re.compile(r"[A-Za-z0-9/._-]+\Z")
 _SHELLS_OWN = frozenset(
@@ -61,6 +63,7 @@ class Script:
         tmux = f"{quote(self.tmux)} -S {quote(self.tmux_socket)}"
         return _TEMPLATE.format(
             lifeline=self.lifeline,
+            path_shown=PATH_SHOWN,
             exports=exports,
             tag=quote(self.tag),
             workdir=quote(self.workdir),
@@ -97,7 +100,7 @@ trap : HUP INT QUIT TERM
   fi
   if ! cd {workdir}; then printf 'blocked workdir denied\\n' >&9; exit 125; fi
   if ! command -v {binary} >/dev/null; then
-    printf 'blocked binary %.3000s\\n' "$PATH" >&9
+    printf 'blocked binary %.{path_shown}s\\n' "$PATH" >&9
     printf 'agentd: %s is not in PATH (%s)\\n' {binary} "$PATH" >&2; exit 125
   fi
   printf 'agentd runs: %s\\n' {shown}

@@ -1,11 +1,12 @@
 """An agent's tmux session: find, create, respawn, type, interrupt, kill, and the record that outlives agentd."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 
 import attrs
 
-from agentd.errors import TmuxError
+from agentd.errors import TmuxError, TmuxUnknownError
 from agentd.proc_scan import read_stat
 from agentd.tmux import Tmux
 from agentd.tmux_protocol import escape_format
@@ -14,6 +15,9 @@ RECORD_VERSION = 1
 WIDTH, HEIGHT = "200", "50"
 MARK = "AGENTD_SESSION"
 """A variable of every session that agentd makes: it is there from the session's first moment, the record is not."""
+
+LAST_LINES, LAST_CHARACTERS = 5, 400
+"""How much of the screen tells why a harness never started."""
 
 _RECORD = "@agentd_record"
 _FIELDS = "#{pid} #{session_id} #{pane_id} #{pane_pid} #{" + _RECORD + "}"
@@ -76,8 +80,6 @@ class Place:
     """Where an attempt lives: tmux's ids, and the pane's shell as tmux names it and the kernel confirms it."""
 
     server: int
-    generation: int
-    """The connection over which this server was last seen: after another one, it may be another server."""
     session: str
     pane: str
     shell: int
@@ -107,18 +109,41 @@ async def find(tmux: Tmux, name: str, mark: str) -> Found | None:
         if "can't find" in str(error):
             return None
         raise
-    panes = [_read_pane(tmux, line) for line in lines]
-    if not panes:
-        return None
-    place, record = next(((p, r) for p, r in panes if r is not None and r.pane == p.pane), panes[0])
-    marked = False
-    if record is None:
-        try:
-            shown = await tmux.command("show-environment", "-t", place.session, MARK)
-        except TmuxError:
-            shown = ()
-        marked = bool(shown) and shown[0].startswith(f"{MARK}={mark}")
-    return Found(place=place, record=record, marked=marked)
+    found = await _found(tmux, lines, mark)
+    return found[0] if found else None
+
+
+async def find_all(tmux: Tmux, mark: str) -> list[Found]:
+    """All sessions of ours.
+
+    Raises:
+        TmuxUnknownError: if nobody knows.
+    """
+    found = await _found(tmux, await tmux.command("list-panes", "-a", "-F", _FIELDS), mark)
+    return [one for one in found if one.record is not None or one.marked]
+
+
+async def _found(tmux: Tmux, lines: tuple[str, ...], mark: str) -> list[Found]:
+    """What panes tell of their sessions: of each, the pane that its record names, or the first."""
+    sessions: dict[str, tuple[Place, Record | None]] = {}
+    for line in lines:
+        place, record = _read_pane(line)
+        if place.session not in sessions or (record is not None and record.pane == place.pane):
+            sessions[place.session] = place, record
+    found = []
+    for place, record in sessions.values():
+        ours = record is not None and record.tag.startswith(f"{mark}/")
+        marked = ours or await _is_marked(tmux, place, mark)
+        found.append(Found(place=place, record=record if ours else None, marked=marked))
+    return found
+
+
+async def _is_marked(tmux: Tmux, place: Place, mark: str) -> bool:
+    try:
+        shown = await tmux.command("show-environment", "-t", place.session, MARK)
+    except TmuxError:
+        return False
+    return bool(shown) and shown[0].startswith(f"{MARK}={mark}/")
 
 
 async def create(tmux: Tmux, name: str, workdir: str, env: Mapping[str, str], mark: str) -> Place:
@@ -131,9 +156,10 @@ async def create(tmux: Tmux, name: str, workdir: str, env: Mapping[str, str], ma
         *("new-session", "-d", "-P", "-F", _FIELDS, "-s", escape_format(name), "-c", escape_format(workdir)),
         *("-x", WIDTH, "-y", HEIGHT, "-e", f"{MARK}={mark}", *_variables(env)),
     )
-    place, _ = _read_pane(tmux, lines[0] if lines else "")
-    # A shell that dies leaves its words on the screen, and the session to look at them.
-    await tmux.command("set-option", "-w", "-t", place.pane, "remain-on-exit", "on")
+    place, _ = _read_pane(lines[0] if lines else "")
+    # A shell that dies leaves its words on the screen, and the session to look at them; unless it was too quick.
+    with contextlib.suppress(TmuxError):
+        await tmux.command("set-option", "-w", "-t", place.pane, "remain-on-exit", "on")
     return place
 
 
@@ -149,16 +175,16 @@ async def respawn(tmux: Tmux, place: Place, workdir: str, env: Mapping[str, str]
     await _command(tmux, place, *words, *(() if command is None else (command,)))
     lines = await _command(tmux, place, "list-panes", "-s", "-t", place.session, "-F", _FIELDS)
     for line in lines:
-        fresh, _ = _read_pane(tmux, line)
+        fresh, _ = _read_pane(line)
         if fresh.pane == place.pane:
             return fresh
     message = f"the pane {place.pane} is gone"
     raise TmuxError(message)
 
 
-async def remember(tmux: Tmux, place: Place, record: Record) -> None:
-    """Write the record into the session."""
-    await _command(tmux, place, "set-option", "-t", place.session, _RECORD, record.to_json())
+async def remember(tmux: Tmux, place: Place, record: Record, patience: float) -> None:
+    """Write the record into the session, if that takes no more than so many seconds."""
+    await _command(tmux, place, "set-option", "-t", place.session, _RECORD, record.to_json(), timeout=patience)
 
 
 async def type_line(tmux: Tmux, place: Place, line: str) -> None:
@@ -167,10 +193,10 @@ async def type_line(tmux: Tmux, place: Place, line: str) -> None:
     await _command(tmux, place, "send-keys", "-t", place.pane, "Enter")
 
 
-async def press_interrupt(tmux: Tmux, place: Place) -> None:
+async def press_interrupt(tmux: Tmux, place: Place, patience: float) -> None:
     """Press C-c in the agent's pane, whichever window is shown and whatever mode an admin has left it in."""
-    await _command(tmux, place, "copy-mode", "-q", "-t", place.pane)
-    await _command(tmux, place, "send-keys", "-t", place.pane, "C-c")
+    await _command(tmux, place, "copy-mode", "-q", "-t", place.pane, timeout=patience)
+    await _command(tmux, place, "send-keys", "-t", place.pane, "C-c", timeout=patience)
 
 
 async def kill(tmux: Tmux, place: Place) -> None:
@@ -183,9 +209,18 @@ async def kill(tmux: Tmux, place: Place) -> None:
 
 
 async def screen(tmux: Tmux, place: Place) -> str:
-    """What the pane shows now, without the blank lines."""
-    lines = await _command(tmux, place, "capture-pane", "-p", "-t", place.pane)
+    """What the pane shows now, without the blank lines, or why nobody knows."""
+    try:
+        lines = await _command(tmux, place, "capture-pane", "-p", "-t", place.pane)
+    except (TmuxError, TmuxUnknownError) as error:
+        return f"unknown, {error}"
     return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+async def last_words(tmux: Tmux, place: Place) -> str:
+    """The last lines of the screen in one, for a message."""
+    lines = (await screen(tmux, place)).splitlines()[-LAST_LINES:]
+    return " | ".join(lines)[-LAST_CHARACTERS:] or "empty"
 
 
 def confirm(place: Place) -> Place:
@@ -198,24 +233,20 @@ def confirm(place: Place) -> Place:
     return attrs.evolve(place, shell_ticks=stat.start_ticks, sid=stat.sid, tty_nr=stat.tty_nr)
 
 
-async def _command(tmux: Tmux, place: Place, *words: str) -> tuple[str, ...]:
+async def _command(tmux: Tmux, place: Place, *words: str, timeout: float = 10.0) -> tuple[str, ...]:  # noqa: ASYNC109
     """Have tmux do something to a place. A new server counts its ids from 0 again: there they are somebody else's.
 
     Raises:
         TmuxError: if the place has gone with its server.
     """
-    known = tmux.connected and tmux.generation == place.generation
-    if not known and await tmux.command("display-message", "-p", "#{pid}") != (str(place.server),):
-        message = f"the pane {place.pane} has gone with its tmux server"
-        raise TmuxError(message)
-    return await tmux.command(*words)
+    return await tmux.command(*words, server=place.server, timeout=timeout)
 
 
 def _variables(env: Mapping[str, str]) -> list[str]:
     return [word for name, value in env.items() for word in ("-e", f"{name}={value}")]
 
 
-def _read_pane(tmux: Tmux, line: str) -> tuple[Place, Record | None]:
+def _read_pane(line: str) -> tuple[Place, Record | None]:
     server, _, rest = line.partition(" ")
     session, _, rest = rest.partition(" ")
     pane, _, rest = rest.partition(" ")
@@ -226,7 +257,6 @@ def _read_pane(tmux: Tmux, line: str) -> tuple[Place, Record | None]:
         raise TmuxError(message)
     place = Place(
         server=int(server),
-        generation=tmux.generation,
         session=session,
         pane=pane,
         shell=int(pid),

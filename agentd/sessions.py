@@ -67,6 +67,9 @@ class Attempt(Protocol):
 class Sessions(Protocol):
     """Where attempts come from."""
 
+    async def recover(self) -> bool:
+        """End what an earlier agentd left behind; return whether that is done. Before anything is launched."""
+
     def attempt(self, request: AttemptRequest) -> Attempt:
         """A new attempt; nothing happens before its `launch`."""
 

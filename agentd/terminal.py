@@ -4,6 +4,11 @@ import os
 import stat
 import termios
 
+from agentd.proc_scan import Stat, read_stat
+
+MOST_ANCESTORS = 64
+"""How far up a foreground process is followed to the launcher."""
+
 _PTY_MAJORS = range(136, 144)  # Linux's devpts: man 4 pts, Documentation/admin-guide/devices.txt
 
 
@@ -25,3 +30,17 @@ def is_raw(tty_nr: int) -> bool:
         return False
     finally:
         os.close(descriptor)
+
+
+def in_front(launcher: Stat) -> bool:
+    """Whether keys reach the launcher's harness: it, or what it started, is the terminal's foreground group."""
+    if launcher.tpgid == launcher.pgrp:
+        return True
+    leader = read_stat(launcher.tpgid) if launcher.tpgid > 1 else None
+    for _ in range(MOST_ANCESTORS):
+        if leader is None or leader.ppid <= 1:
+            return False
+        if leader.ppid == launcher.pid:
+            return True
+        leader = read_stat(leader.ppid)
+    return False

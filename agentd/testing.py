@@ -63,12 +63,18 @@ class FakeSessions:
         self.alive: dict[str, int] = defaultdict(int)
         """Live harnesses by agent: never more than one."""
         self.sessions: set[str] = set()
+        self.recovers = True
         self.wall = wall
         self._pid = 1000
 
     def script(self, name: str, *plays: Play) -> None:
         """Say what the next attempts of an agent do."""
         self.plays[name] = deque(plays)
+
+    async def recover(self) -> bool:
+        """Nothing is ever left behind here, unless the test says that nobody knows."""
+        await trio.lowlevel.checkpoint()
+        return self.recovers
 
     def attempt(self, request: AttemptRequest) -> "FakeAttempt":
         """A new scripted attempt."""

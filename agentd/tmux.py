@@ -2,18 +2,25 @@
 
 import logging
 import os
-import signal
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import attrs
 import trio
 
 from agentd.errors import StartupError, TmuxError, TmuxUnknownError
-from agentd.proc_scan import read_uid
 from agentd.settings import Settings
-from agentd.tmux_client import CONTROL_SESSION, Client, Request, open_client
+from agentd.tmux_client import (
+    CONTROL_SESSION,
+    Client,
+    Request,
+    kill_left_clients,
+    open_client,
+    printable,
+    renew_socket,
+)
 
 _PREPARATION = (
     ("refresh-client", "-f", "no-output"),
@@ -25,7 +32,6 @@ _PREPARATION = (
     # sudo describes itself to what it starts, and tmux hands what it was started with to every session.
     *(("set-environment", "-g", "-u", f"SUDO_{name}") for name in ("COMMAND", "USER", "UID", "GID")),
 )
-_CLIENT = "#{client_pid} #{client_control_mode}"
 _PID_DIGITS = 10
 _SOCKET_MODE = 0o770
 
@@ -35,8 +41,20 @@ _CONNECT_TIMEOUT = 10.0
 _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 5.0
 _END_TIMEOUT = 2.0
+_SOCKET_LOOK = 5.0
+_SOCKET_PATIENCE = 0.2
 
 _log = logging.getLogger(__name__)
+
+
+@attrs.frozen
+class ServerEnd:
+    """How the end of the server went: true if it is gone, or why it is not, as far as anybody knows."""
+
+    why_not: str = ""
+
+    def __bool__(self) -> bool:
+        return not self.why_not
 
 
 class Tmux:
@@ -47,8 +65,10 @@ class Tmux:
         self._client: Client | None = None
         self._changed = trio.Event()
         self._generation = 0
+        self._server = 0
         self._ending = False
         self._closed = False
+        self._socket_missing = False
         self._socket_warning = ""
 
     @property
@@ -71,8 +91,15 @@ class Tmux:
         if self._client is not None and self._generation == generation:
             await self._client.lost.wait()
 
-    async def command(self, *args: str, timeout: float = 10.0) -> tuple[str, ...]:  # noqa: ASYNC109 it is a failure
+    async def command(
+        self,
+        *args: str,
+        server: int | None = None,
+        timeout: float = 10.0,  # noqa: ASYNC109 it is a failure
+    ) -> tuple[str, ...]:
         """Have tmux run one command, after all that were asked before, and return the lines that it prints.
+
+        With the pid of a `server` it is for that one only: a new server counts its ids from 0 again.
 
         TmuxError is tmux's no. TmuxUnknownError (no connection, or no answer in time) does not say whether the command
         was carried out, or will be yet: after one that changes something, as after its cancellation, the caller must
@@ -82,6 +109,9 @@ class Tmux:
         client: Client | None = None
         with trio.move_on_after(timeout):
             client = await self._wait_client()
+            if server not in (None, self._server):
+                message = f"tmux {request.name}: its server (pid {server}) is gone"
+                raise TmuxError(message)
             return await client.ask(request)
         if client is not None:
             client.end_if_silent()
@@ -89,27 +119,22 @@ class Tmux:
         message = f"tmux {request.name} was not {verb} within {timeout:g} s"
         raise TmuxUnknownError(message)
 
-    async def end_server(self) -> bool:
-        """End the server, unless a session other than the control session lives in it, and say whether it ended."""
-        client = self._client
-        if client is None:
-            return False
-        try:
-            sessions = await self.command("list-sessions", "-F", "#{session_name}", timeout=_END_TIMEOUT)
-            if set(sessions) - {CONTROL_SESSION}:
-                return False
-            # Not kill-server: like this, a session that somebody makes just now survives.
-            await self.command("set-option", "-s", "exit-empty", "on", timeout=_END_TIMEOUT)
-            self._ending = True
-            await self.command("kill-session", "-t", f"={CONTROL_SESSION}", timeout=_END_TIMEOUT)
-        except (TmuxError, TmuxUnknownError) as error:
-            # The end of the server may come before its answer.
-            _log.debug("the answer of the ending tmux server: %s", error)
+    async def end_server(self) -> ServerEnd:
+        """End the server, unless sessions other than the control session live in it, and wait until it is gone."""
         if self._ending:
-            with trio.move_on_after(_END_TIMEOUT):
-                await client.lost.wait()
-        self._ending = self._ending and client.lost.is_set()
-        return self._ending
+            return ServerEnd()
+        end = ServerEnd()
+        for _ in range(2):
+            try:
+                return await self._end_server()
+            except TmuxError as error:
+                return ServerEnd(str(error))
+            except TmuxUnknownError as error:
+                end = ServerEnd(str(error))
+                if self.connected:
+                    break
+                # The connection was lost, and will be there again in a moment.
+        return end
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the connection until cancelled, for `open_tmux`; StartupError if there cannot be a first one."""
@@ -133,6 +158,7 @@ class Tmux:
                 await trio.sleep(delay)
                 delay = min(delay * 2, _LONGEST_DELAY)
         finally:
+            kill_left_clients(self._settings)
             self._closed = True
             self._tell()
 
@@ -152,13 +178,41 @@ class Tmux:
         changed, self._changed = self._changed, trio.Event()
         changed.set()
 
+    async def _end_server(self) -> ServerEnd:
+        sessions = await self.command("list-sessions", "-F", "#{session_name}", timeout=_END_TIMEOUT)
+        others = [name for name in sessions if name != CONTROL_SESSION]
+        if others:
+            return ServerEnd(printable(f"it has the sessions {', '.join(others)}"))
+        server = self._server  # By its own word, which cannot do more than make us wait for another process.
+        try:
+            pidfd = os.pidfd_open(server)
+        except OSError as error:
+            return ServerEnd(f"its process {server} cannot be watched: {error.strerror}")
+        gone = False
+        try:
+            # Not kill-server: like this, a session that somebody makes just now survives.
+            await self.command("set-option", "-s", "exit-empty", "on", server=server, timeout=_END_TIMEOUT)
+            self._ending = True
+            # The end of the server may come before its answer.
+            with suppress(TmuxError, TmuxUnknownError):
+                await self.command("kill-session", "-t", f"={CONTROL_SESSION}", server=server, timeout=_END_TIMEOUT)
+            with trio.move_on_after(_END_TIMEOUT):
+                await trio.lowlevel.wait_readable(pidfd)
+                gone = True
+        finally:
+            self._ending = gone
+            os.close(pidfd)
+        return ServerEnd() if gone else ServerEnd(f"its process {server} did not end within {_END_TIMEOUT:g} s")
+
     async def _converse(self, task_status: trio.TaskStatus[None]) -> tuple[bool, str]:
         """Hold one connection for as long as it lasts; return whether it was one, and why it ended."""
+        kill_left_clients(self._settings)
         try:
             async with open_client(self._settings) as client:
-                problem = await _prepare(client, self._settings.agent_user.uid)
-                if problem:
-                    return False, problem
+                try:
+                    self._server = await _prepare(client)
+                except (TmuxError, TmuxUnknownError) as error:
+                    return False, client.words or str(error)
                 self._share_socket()
                 self._client = client
                 self._generation += 1
@@ -168,12 +222,30 @@ class Tmux:
                 else:
                     _log.info("connected to tmux at %s again", self._where)
                 try:
-                    await client.lost.wait()
+                    while not client.lost.is_set():
+                        with trio.move_on_after(_SOCKET_LOOK):
+                            await client.lost.wait()
+                        if not self._ending:
+                            await self._mind_socket()
                 finally:
                     self._client = None
                 return True, client.words
         except OSError as error:
             return False, f"{error.filename or self._settings.tmux} does not start: {error.strerror}"
+
+    async def _mind_socket(self) -> None:
+        """See to it that a socket that was deleted is there again: without it nobody can attach, we cannot return."""
+        missing = self._is_socket_missing()
+        if missing:
+            if not self._socket_missing:
+                _log.warning("the tmux socket %s was deleted: has tmux make it again", self._where)
+            renew_socket(self._settings, self._server)
+            await trio.sleep(_SOCKET_PATIENCE)
+            self._share_socket()
+        self._socket_missing = missing
+
+    def _is_socket_missing(self) -> bool:
+        return not os.path.lexists(self._where)
 
     def _share_socket(self) -> None:
         """Let the admin group in, if we are root."""
@@ -211,39 +283,19 @@ async def open_tmux(settings: Settings) -> AsyncIterator[Tmux]:
         raise failure
 
 
-async def _prepare(client: Client, uid: int) -> str:
-    """Set the server up as design.md has it; return what stands against it, or nothing."""
-    try:
-        with trio.fail_after(_CONNECT_TIMEOUT):
-            await client.wait_attached()
-            for words in _PREPARATION:
-                await client.ask(Request(*words))
-            ours = await client.ask(Request("display-message", "-p", _CLIENT))
-            for line in await client.ask(Request("list-clients", "-t", CONTROL_SESSION, "-F", _CLIENT)):
-                pid, _, control = line.partition(" ")
-                if line not in ours and control == "1" and pid.isdecimal() and len(pid) < _PID_DIGITS:
-                    _kill_client(int(pid), uid)
-    except trio.TooSlowError:
-        return f"no answer within {_CONNECT_TIMEOUT:g} s"
-    except (TmuxError, TmuxUnknownError) as error:
-        return client.words or str(error)
-    return ""
-
-
-def _kill_client(pid: int, uid: int) -> None:
-    """Kill the control client of an agentd that is dead: locks say that there is no other one.
-
-    It ends by itself at the end of its input, unless something was still to be written to the agentd that was killed:
-    then tmux waits for ever to write it, and neither client nor server ends. The pid is the agents' word, so that it
-    must be the agent user's, and a tmux.
-    """
-    with suppress(OSError):
-        pidfd = os.pidfd_open(pid)
-        try:
-            if read_uid(pid) == uid and Path(f"/proc/{pid}/comm").read_text().startswith("tmux"):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        finally:
-            os.close(pidfd)
+async def _prepare(client: Client) -> int:
+    """Set the server up as design.md has it, and return its pid, as it says; TmuxError or TmuxUnknownError if not."""
+    with trio.move_on_after(_CONNECT_TIMEOUT):
+        await client.wait_attached()
+        for words in _PREPARATION:
+            await client.ask(Request(*words))
+        lines = await client.ask(Request("display-message", "-p", "#{pid}"))
+        if len(lines) == 1 and lines[0].isdecimal() and len(lines[0]) < _PID_DIGITS:
+            return int(lines[0])
+        message = "tmux did not say what its pid is"
+        raise TmuxError(message)
+    message = f"no answer within {_CONNECT_TIMEOUT:g} s"
+    raise TmuxUnknownError(message)
 
 
 def _share(path: str, owner: int, group: int | None) -> str:

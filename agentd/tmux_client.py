@@ -1,5 +1,6 @@
 """One client of the tmux server, in control mode: its process, always the agent user's, and what is said through it."""
 
+import contextlib
 import math
 import os
 import signal
@@ -7,11 +8,13 @@ import subprocess
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import cast
 
 import trio
 
 from agentd.errors import TmuxError, TmuxUnknownError
+from agentd.proc_scan import read_uid
 from agentd.settings import Settings
 from agentd.tmux_protocol import FrameParser, ProtocolError, Reply, command_line
 
@@ -95,7 +98,7 @@ class Client:
             message = f"tmux {request.name} was not answered: {self.words}"
             raise TmuxUnknownError(message)
         if not request.reply.ok:
-            message = f"tmux {request.name}: {_printable(' '.join(request.reply.lines))}"
+            message = f"tmux {request.name}: {printable(' '.join(request.reply.lines))}"
             raise TmuxError(message)
         return request.reply.lines
 
@@ -166,7 +169,7 @@ class Client:
         if not reply.ours:
             # The first of these is the attach itself, later ones are what hooks do.
             if not reply.ok and not self._attached.is_set():
-                self._lose(_printable(" ".join(reply.lines)))
+                self._lose(printable(" ".join(reply.lines)))
             self._attached.set()
         elif self._unanswered:
             request = self._unanswered.popleft()
@@ -181,7 +184,7 @@ class Client:
         with trio.move_on_after(_LAST_WORDS):
             await self._errors_over.wait()
         errors = self._errors.decode(errors="replace")
-        self._lose(_printable(errors) or _printable(self._parser.exit or "") or "its client ended")
+        self._lose(printable(errors) or printable(self._parser.exit or "") or "its client ended")
 
     def _lose(self, words: str) -> None:
         if self.lost.is_set():
@@ -222,13 +225,50 @@ async def open_client(settings: Settings) -> AsyncIterator[Client]:
             await client.close()
 
 
+def kill_left_clients(settings: Settings) -> None:
+    """Kill what is left of earlier clients: the killed agentd's (locks say that there is no other), the killed sudo's.
+
+    A client ends by itself at the end of its input, unless something was still to be written to who read its output:
+    tmux waits for ever to write it, and neither this client nor, once it was told to end, its server ends; such a
+    server takes no connection any more that could tell of its clients, so that the kernel is asked.
+    """
+    words = b"\0".join(os.fsencode(word) for word in ("", *_attachment(settings), ""))
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        _signal(int(pid), settings.agent_user.uid, "tmux: client", words, signal.SIGKILL)
+
+
+def renew_socket(settings: Settings, server: int) -> None:
+    """Have the server make its socket anew; that this pid is the server's is the agents' word."""
+    _signal(server, settings.agent_user.uid, "tmux: server", b"", signal.SIGUSR1)
+
+
+def _signal(pid: int, uid: int, name: str, words: bytes, number: int) -> None:
+    """Signal a process if it is the agent user's, has this name, and these words in its command line."""
+    with contextlib.suppress(OSError):
+        pidfd = os.pidfd_open(pid)  # First, so that the signal is for the one of whom the rest is read.
+        try:
+            about = Path("/proc", str(pid))
+            if (
+                about.joinpath("comm").read_text(errors="replace") == f"{name}\n"
+                and read_uid(pid) == uid
+                and words in about.joinpath("cmdline").read_bytes()
+            ):
+                signal.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
+
+
 def _command(settings: Settings) -> list[str]:
     """Begin with sudo for another user: a server can make its client run things, so the client is never root's."""
     switch = [settings.sudo or "sudo", "-n", "-H", "-u", settings.agent_user.name, "--"] if settings.switch_user else []
-    client = [settings.tmux, "-f", "/dev/null", "-u", "-S", str(settings.tmux_socket), "-C"]
-    session = ["new-session", "-A", "-s", CONTROL_SESSION, "-x", "200", "-y", "50"]
     # Two words, so that tmux needs no shell for them: nologin runs nothing, a restricted shell refuses `exec`.
-    return [*switch, *client, *session, "sleep", "infinity"]
+    session = ["-x", "200", "-y", "50", "sleep", "infinity"]
+    return [*switch, settings.tmux, "-f", "/dev/null", "-u", *_attachment(settings), *session]
+
+
+def _attachment(settings: Settings) -> list[str]:
+    """Say what all of our clients of this socket, and nobody else's, have in their command line."""
+    return ["-S", str(settings.tmux_socket), "-C", "new-session", "-A", "-s", CONTROL_SESSION]
 
 
 def _environment(ours: Mapping[str, str], *, minimal: bool) -> dict[str, str]:
@@ -242,7 +282,7 @@ def _environment(ours: Mapping[str, str], *, minimal: bool) -> dict[str, str]:
     }
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Make the server's words fit for one line of a log, whatever they are."""
     line = " ".join(text[:_MAX_ERRORS].split())[:_MAX_WORDS]
     return "".join(character if character.isprintable() else "?" for character in line)

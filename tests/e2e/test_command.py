@@ -3,13 +3,15 @@ import re
 import signal
 import socket
 import stat
+import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.outside import World, own_user, wait_for
+from tests.e2e.outside import PATIENCE, World, own_user, wait_for
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (DEBUG|INFO |WARN |ERROR) \S.*")
 
@@ -155,29 +157,94 @@ def test_after_a_crash(world: World) -> None:
     assert second.pid == first.pid or first.left() == {}
 
 
-def test_sockets(world: World) -> None:
-    """The API's socket has mode 0660, tmux's lets nobody else in either, and both are gone after a stop."""
-    world.write_card()
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_stop(world: World, number: signal.Signals) -> None:
+    """SIGTERM and SIGINT are a clean stop: agents, sockets and the tmux server go, and the exit code is 0."""
+    world.write_card(world.agent("a"))
     world.start()
+    start = world.wait_ready("a")
     found = world.api_socket.stat()
     assert stat.S_ISSOCK(found.st_mode)
-    assert stat.S_IMODE(found.st_mode) == 0o660
-    assert world.tmux_socket.stat().st_mode & 0o007 == 0
-    assert world.stop() == 0
+    assert stat.S_IMODE(found.st_mode) == 0o660, "the API is for owner and group"
+    assert world.tmux_socket.stat().st_mode & 0o007 == 0, "tmux lets nobody else in either"
+    world.signal(number)
+    assert world.process is not None
+    assert world.process.wait(PATIENCE) == 0
+    assert [what for _, what in start.events] == ["INT"]
     assert not world.api_socket.exists()
     assert world.tmux("list-sessions", check=False).returncode != 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_stop(world: World, number: signal.Signals) -> None:
-    """SIGTERM and SIGINT are a clean stop: the agents end, and the exit code is 0."""
+def test_signals_until_the_very_end(world: World) -> None:
+    """However many signals come while agentd stops, and whenever, its exit code is 0."""
     world.write_card(world.agent("a"))
     world.start()
-    start = world.wait_ready("a")
-    world.signal(number)
+    world.wait_ready("a")
     assert world.process is not None
-    assert world.process.wait(10) == 0
-    assert [what for _, what in start.events] == ["INT"]
+    code = None
+    while code is None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            world.signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            code = world.process.wait(0.002)
+    assert code == 0
+    assert sum("without waiting for grace periods" in line for line in world.log_lines) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_stop_while_tmux_is_out_of_reach(world: World, count: int) -> None:
+    """A SIGTERM while agentd waits for tmux is a clean stop, too; a second one does not wait any longer."""
+    fake = world.home / "tmux"
+    fake.write_text(
+        f'#!/bin/sh\n[ "$1" != -V ] || exec echo tmux 3.3a\ntouch {world.home}/asked\nexec cat >/dev/null\n'
+    )
+    fake.chmod(0o755)
+    world.env["PATH"] = f"{world.home}:{world.env['PATH']}"
+    world.write_card(world.agent("a"))
+    world.spawn()
+    wait_for((world.home / "asked").exists, "the first attempt to connect")
+    assert world.process is not None
+    for number in range(1, count + 1):
+        world.signal(signal.SIGTERM)
+        wait_for(lambda: world.log.count("SIGTERM") >= number, "the signal")  # noqa: B023 - used at once
+    assert world.process.wait(PATIENCE) == 0
+    assert "ERROR" not in world.log
+    assert world.log_lines[-1].endswith(" stopped")
+    world.env["PATH"] = world.env["PATH"].partition(":")[2]
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_hangup_in_a_terminal(world: World, nohup: bool) -> None:
+    """A hang-up of agentd's terminal is a stop, even when it is said twice; with nohup it asks for a look."""
+    world.write_card(world.agent("a", env={"LINGER": "0.5"}))
+    ours, theirs = os.openpty()
+    trap = "trap '' HUP; " if nohup else ""
+    command = [
+        "/bin/sh",
+        "-c",
+        f'{trap}exec "$@" <{os.ttyname(theirs)}',
+        "sh",
+        *world.command("-agent-user", own_user()),
+    ]
+    with world.log_file.open("ab") as log:
+        world.process = subprocess.Popen(
+            command, env=world.env, cwd="/", stdout=log, stderr=log, start_new_session=True
+        )
+    world.wait_api()
+    start = world.wait_ready("a")
+    world.signal(signal.SIGHUP)
+    world.wait_log("SIGHUP")
+    if nohup:
+        world.wait_log("SIGHUP: looks again")
+        assert world.status("a")["pid"] == start.pid
+        assert world.stop() == 0
+    else:
+        world.signal(signal.SIGHUP)
+        assert world.process.wait(PATIENCE) == 0
+        assert [what for _, what in start.events] == ["INT"]
+        assert "grace periods" not in world.log
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_dashes(world: World) -> None:

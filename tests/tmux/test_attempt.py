@@ -10,7 +10,7 @@ import attrs
 import pytest
 import trio
 
-from agentd import launch
+from agentd import launch, script
 from agentd.card import Agent
 from agentd.launch import TmuxAttempt, TmuxSessions
 from agentd.lifecycle import How
@@ -78,7 +78,7 @@ class World:
 
     def lifeline(self, number: int = 1) -> Path:
         """Where an attempt's lifeline is."""
-        return self._run_dir / f"abc-{number}" / "lifeline"
+        return self._run_dir / f"{self.sessions.instance}-abc-{number}" / "lifeline"
 
 
 @asynccontextmanager
@@ -186,6 +186,71 @@ async def test_unavailable_shell_start(world: World, tmp_path: Path, monkeypatch
     await world.type("touch usable")
     await until((tmp_path / "usable").exists)
     await again.close()
+
+
+@pytest.mark.parametrize("comes", [True, False])
+async def test_launcher_slower_than_the_limit(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes: bool
+) -> None:
+    """A launcher that has begun when its time is over has as much again: its start is taken, and never made twice."""
+    monkeypatch.setattr(launch, "START_LIMIT", 3)
+    slow = "while [ -e {lifeline} ]; do sleep 0.01; done" if comes else "sleep 1000"
+    monkeypatch.setattr(script, "_TEMPLATE", script._TEMPLATE.replace("\ntrap :", f"\n{slow}\ntrap :"))
+    attempt = world.attempt("sh", "-c", "echo $$ >>pids; exec sleep 1000")
+    if comes:
+        pid = await attempt.launch()
+        await until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text() == f"{pid}\n")
+        assert await attempt.interrupt(again=False) is False
+        assert (await attempt.ended()).how is How.SIGNAL
+    else:
+        with pytest.raises(NeverStartedError, match=r"no sign of life within 3 s"):
+            await attempt.launch()
+    assert await attempt.sweep() == 0
+    assert world.written() == []
+    await attempt.close()
+    assert await world.names() == []
+    assert (tmp_path / "pids").exists() == comes
+
+
+@pytest.mark.parametrize("what", ["pane", "server"])
+async def test_retry_without_a_pane(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """A retry without typing whose pane is gone launches in a new session at once."""
+    monkeypatch.setattr(launch, "START_LIMIT", 0.1)
+    for name in (".bash_profile", ".profile"):
+        (tmp_path / "home" / name).write_text("sleep 1000\n")
+    first = world.attempt("touch", "started")
+    with pytest.raises(NeverStartedError):
+        await first.launch()
+    monkeypatch.setattr(launch, "START_LIMIT", 10)
+    tmux = world.sessions.tmux
+    if what == "pane":
+        await tmux.command("kill-session", "-t", "=a")
+    else:
+        generation = tmux.generation
+        (server,) = await tmux.command("display-message", "-p", "#{pid}")
+        os.kill(int(server), signal.SIGKILL)
+        await tmux.wait_lost(generation)
+    assert await first.sweep() == 0
+    again = world.attempt("touch", "started", number=2, previous=first, typed=False)
+    await again.launch()
+    assert (await again.ended()).code == 0
+    assert (tmp_path / "started").exists()
+    assert await world.names() == ["a"]
+    await _end(again)
+    assert world.written() == []
+
+
+@pytest.mark.parametrize("typed", [True, False])
+async def test_shell_that_ends_at_once(world: World, monkeypatch: pytest.MonkeyPatch, typed: bool) -> None:
+    """A shell that ends as soon as it begins never started, which is known at once, and leaves nothing."""
+    await world.sessions.tmux.command("set-option", "-g", "default-shell", shutil.which("false") or "/bin/false")
+    monkeypatch.setenv("SHELL", shutil.which("false") or "/bin/false")
+    attempt = world.attempt("true", typed=typed)
+    with trio.fail_after(5), pytest.raises(NeverStartedError, match="its shell ended before that"):
+        await attempt.launch()
+    await _end(attempt)
+    assert world.written() == []
+    assert await world.names() == []
 
 
 @pytest.mark.parametrize("after", [0.0, 0.005, 0.01, 0.02, 0.04, 0.08])
@@ -303,6 +368,16 @@ async def test_forged_start(world: World, tmp_path: Path, forged: bytes) -> None
     await attempt.sweep()
     await attempt.close()
     assert not pid or not lives(pid)
+
+
+async def test_flooded_lifeline(world: World) -> None:
+    """A harness that fills its lifeline and ends is known to have ended: its launcher is not left waiting to say so."""
+    attempt = world.attempt("sh", "-c", f"head -c 300000 /dev/zero >{world.lifeline()}; exit 3")
+    await attempt.launch()
+    with trio.fail_after(10):
+        assert (await attempt.ended()).how is How.KILLED
+    await _end(attempt)
+    assert world.written() == []
 
 
 async def test_lifeline_taken_away(world: World, tmp_path: Path) -> None:

@@ -125,7 +125,46 @@ async def test_launcher_death_ends_it(path: Path, lifeline: Lifeline) -> None:
         launcher.wait()
     assert [await next_line(lifeline), await next_line(lifeline)] == ["exit 3", None]
     with trio.fail_after(5):
-        await lifeline.launcher_gone()
+        await lifeline.speaker_gone()
+    os.close(end)
+
+
+@pytest.mark.parametrize("watched", [True, False])
+async def test_deaf_and_flooded(path: Path, lifeline: Lifeline, watched: bool) -> None:
+    """Deaf to words, it still reads them away, so that the launcher can say its own and end."""
+    flood = f"head -c 300000 /dev/zero >&9; exec 9>&-; {'read x' if watched else 'true'}"
+    command = ["sh", "-c", f"exec 9<>{path}; echo >&9; {flood}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as launcher:  # noqa: ASYNC220 - which takes no time
+        if watched:
+            lifeline.watch(os.pidfd_open(launcher.pid))
+        assert await next_line(lifeline) == ""
+        if watched:
+            with trio.move_on_after(0.2) as scope:
+                await lifeline.speaker_gone()
+            assert scope.cancelled_caught
+            assert launcher.poll() is None
+            launcher.communicate(b"\n")
+        with trio.fail_after(5):
+            await lifeline.speaker_gone()
+        assert launcher.wait(5) == 0
+
+
+async def test_last_watched_counts(path: Path, lifeline: Lifeline) -> None:
+    """Of two whose death would end it, only the one that was named last counts."""
+    end = open_end(path)
+    with (
+        subprocess.Popen(["sleep", "1000"]) as shell,  # noqa: ASYNC220 - which takes no time
+        subprocess.Popen(["sleep", "1000"]) as launcher,  # noqa: ASYNC220 - which takes no time
+    ):
+        lifeline.watch(os.pidfd_open(shell.pid))
+        lifeline.watch(os.pidfd_open(launcher.pid))
+        shell.kill()
+        shell.wait()
+        with trio.move_on_after(0.05) as scope:
+            await lifeline.line(reopen=True)
+        assert scope.cancelled_caught
+        launcher.kill()
+        assert await next_line(lifeline, reopen=True) is None
     os.close(end)
 
 

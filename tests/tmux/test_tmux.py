@@ -2,11 +2,12 @@ import logging
 import os
 import pwd
 import random
+import re
 import signal
 import stat
 import subprocess
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -17,6 +18,7 @@ import trio.testing
 from agentd.errors import StartupError, TmuxError, TmuxUnknownError
 from agentd.settings import AgentUser, Settings
 from agentd.tmux import Tmux, open_tmux
+from agentd.tmux_client import _command
 from agentd.tmux_protocol import escape_format
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can switch to another user")
@@ -93,6 +95,53 @@ async def reconnected(tmux: Tmux, generation: int) -> None:
     with trio.fail_after(10):
         await tmux.wait_lost(generation)
         assert await tmux.wait_connected() == generation + 1
+
+
+@contextmanager
+def control_client(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a control client, and wait until it is attached."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        while b"%session-changed" not in process.stdout.readline():
+            assert process.poll() is None
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def somebody_elses(settings: Settings) -> list[str]:
+    return [settings.tmux, "-S", str(settings.tmux_socket), "-C", "attach-session", "-t", "_agentd"]
+
+
+def get_stuck(client: subprocess.Popen[bytes]) -> None:
+    """Stop reading what a client writes while something is still to be written."""
+    assert client.stdin is not None
+    assert client.stdout is not None
+    client.stdout.close()
+    client.stdin.write(b"display-message -p something\n")
+    client.stdin.close()
+
+
+@contextmanager
+def dead_agentd(settings: Settings) -> Iterator[None]:
+    """Make a client whose agentd was killed while something was still to be written to it: tmux never ends it."""
+    with control_client(_command(settings)) as process:
+        get_stuck(process)
+        yield
+
+
+def processes_of(settings: Settings) -> list[str]:
+    """Find the server and the clients of a socket, and what starts them, by name."""
+    wanted = b"\0-S\0" + bytes(settings.tmux_socket) + b"\0"
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):
+            if wanted in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(Path(f"/proc/{pid}/comm").read_text().strip())
+    return found
 
 
 async def test_option_round_trip(tmux: Tmux) -> None:
@@ -315,27 +364,127 @@ async def test_leaving_a_stopped_server(settings: Settings, wait_gone: Callable[
     wait_gone(client)
 
 
-async def test_end_server(
-    settings: Settings, wait_gone: Callable[[int], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    """The server is ended while no other session lives in it, and no new one is started."""
+async def test_end_server(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """The server is ended while no other session lives in it, gone when that is said, and no new one is started."""
     async with open_tmux(settings) as tmux:
-        server = int(await ask(tmux, "#{pid}"))
         assert await tmux.end_server()
-        wait_gone(server)
+        assert processes_of(settings) == []
         with pytest.raises(TmuxUnknownError):
             await tmux.command("display-message", timeout=5)
-        assert not await tmux.end_server()
+        assert await tmux.end_server()
     assert tmux.generation == 1
     assert caplog.records == []
 
 
 async def test_foreign_session_keeps_server(tmux: Tmux) -> None:
-    """The server is not ended while another session lives in it."""
-    await tmux.command("new-session", "-d", "-s", "foreign", "sleep", "infinity")
-    assert not await tmux.end_server()
-    await tmux.command("has-session", "-t", "=foreign")
+    """The server is not ended while other sessions live in it, and these are named."""
+    for name in "one", "two":
+        await tmux.command("new-session", "-d", "-s", name, "sleep", "infinity")
+    end = await tmux.end_server()
+    assert not end
+    assert end.why_not == "it has the sessions one, two"
+    await tmux.command("has-session", "-t", "=one")
     assert tmux.connected
+
+
+async def test_end_of_a_killed_server(tmux: Tmux, settings: Settings) -> None:
+    """Without a connection just now the end waits for the next one, so that a new server is ended, too."""
+    await kill_server(tmux)
+    assert await tmux.end_server()
+    assert processes_of(settings) == []
+
+
+async def test_end_of_a_stopped_server(tmux: Tmux, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not answer is not said to have ended."""
+    monkeypatch.setattr("agentd.tmux._END_TIMEOUT", 0.1)
+    server = int(await ask(tmux, "#{pid}"))
+    os.kill(server, signal.SIGSTOP)
+    try:
+        end = await tmux.end_server()
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert not end
+    assert end.why_not == "tmux list-sessions was not answered within 0.1 s"
+
+
+async def test_end_with_a_stuck_client(tmux: Tmux, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that somebody else's client keeps although its last session is over is not said to have ended."""
+    monkeypatch.setattr("agentd.tmux._END_TIMEOUT", 0.5)
+    with control_client(somebody_elses(settings)) as client:
+        get_stuck(client)
+        end = await tmux.end_server()
+    assert not end
+    assert re.fullmatch(r"its process [0-9]+ did not end within 0\.5 s", end.why_not)
+
+
+async def test_client_of_a_dead_agentd(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """The client that a killed agentd left behind, and that would keep its server for ever, is killed at a start."""
+    with dead_agentd(settings):
+        async with open_tmux(settings) as tmux:
+            await client_pid(tmux)  # There is one.
+            assert await tmux.end_server()
+    assert processes_of(settings) == []
+    assert caplog.records == []
+
+
+async def test_server_that_cannot_end(settings: Settings) -> None:
+    """A server that was killed, and waits for ever for the client of a dead agentd, is in nobody's way."""
+    with dead_agentd(settings):
+        await trio.run_process([settings.tmux, "-S", str(settings.tmux_socket), "kill-server"])
+        async with open_tmux(settings) as tmux:
+            assert await tmux.end_server()
+    assert processes_of(settings) == []
+
+
+async def test_other_clients_are_spared(tmux: Tmux, settings: Settings) -> None:
+    """A control client of somebody else, on our socket, survives our reconnecting."""
+    with control_client(somebody_elses(settings)) as other:
+        clients = await tmux.command("list-clients", "-F", "#{client_pid}")
+        (ours,) = {int(pid) for pid in clients} - {other.pid}
+        os.kill(ours, signal.SIGKILL)
+        await reconnected(tmux, 1)
+        assert str(other.pid) in await tmux.command("list-clients", "-F", "#{client_pid}")
+
+
+async def test_deleted_socket(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A socket that somebody deleted is there again soon, and still the same server's, which is one warning."""
+    monkeypatch.setattr("agentd.tmux._SOCKET_LOOK", 0.05)
+    async with open_tmux(settings) as tmux:
+        settings.tmux_socket.unlink()
+        with trio.fail_after(10):
+            while not settings.tmux_socket.exists():
+                await trio.lowlevel.checkpoint()
+        shown = await trio.run_process(
+            [settings.tmux, "-S", str(settings.tmux_socket), "display-message", "-p", "#{pid}"], capture_stdout=True
+        )
+        assert shown.stdout.decode().strip() == await ask(tmux, "#{pid}")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+async def test_deleted_socket_and_killed_client(tmux: Tmux, settings: Settings) -> None:
+    """A connection that is lost while the socket is missing comes again to the same server, and to no second one."""
+    server = await ask(tmux, "#{pid}")
+    client = await client_pid(tmux)
+    settings.tmux_socket.unlink()
+    os.kill(client, signal.SIGKILL)
+    await reconnected(tmux, 1)
+    assert await ask(tmux, "#{pid}") == server
+
+
+async def test_command_for_one_server(tmux: Tmux) -> None:
+    """A command for a server is carried out over any connection to that one, and refused by another server."""
+    server = int(await ask(tmux, "#{pid}"))
+    assert await tmux.command("display-message", "-p", "x", server=server) == ("x",)
+    os.kill(await client_pid(tmux), signal.SIGKILL)
+    await reconnected(tmux, 1)
+    assert await tmux.command("display-message", "-p", "x", server=server) == ("x",)
+    await kill_server(tmux)
+    with trio.fail_after(10):
+        await tmux.wait_lost(2)
+    with pytest.raises(TmuxError, match=rf"^tmux display-message: its server \(pid {server}\) is gone$"):
+        await tmux.command("display-message", "-p", "x", server=server)
 
 
 async def test_other_file_is_spared(settings: Settings) -> None:
@@ -428,6 +577,31 @@ async def test_other_user_lost(switched: Settings, wait_gone: Callable[[int], No
 
 
 @needs_root
+@pytest.mark.parametrize("reconnects", [False, True])
+async def test_killed_sudo_at_the_end(switched: Settings, *, reconnects: bool) -> None:
+    """When sudo was killed, before its client could hear of anything, a clean stop still leaves no process of ours."""
+    async with open_tmux(switched) as tmux:
+        client = await client_pid(tmux)
+        for number in range(200):
+            await tmux.command("new-session", "-d", "-s", f"x{number}", "true")  # Something to be written.
+        os.kill(os.getsid(client), signal.SIGKILL)
+        if reconnects:
+            await reconnected(tmux, 1)
+        assert await tmux.end_server()
+    assert processes_of(switched) == []
+
+
+@needs_root
+async def test_other_user_of_a_dead_agentd(switched: Settings) -> None:
+    """As root, too, the agent user's client of a dead agentd is killed, and the sudo that waits for it ends."""
+    with dead_agentd(switched):
+        await trio.run_process([switched.tmux, "-S", str(switched.tmux_socket), "kill-server"])
+        async with open_tmux(switched) as tmux:
+            assert await tmux.end_server()
+    assert processes_of(switched) == []
+
+
+@needs_root
 async def test_unknown_user(switched: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """What sudo has against it is in the error."""
     monkeypatch.setattr("agentd.tmux._FIRST_PATIENCE", 0)
@@ -449,6 +623,17 @@ async def test_socket_for_admins(switched: Settings) -> None:
             if generation == 1:
                 await kill_server(tmux)
                 await reconnected(tmux, 1)
+
+
+@needs_root
+async def test_deleted_socket_for_admins(switched: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that is made again is the admin group's again."""
+    monkeypatch.setattr("agentd.tmux._SOCKET_LOOK", 0.05)
+    async with open_tmux(switched):
+        switched.tmux_socket.unlink()
+        with trio.fail_after(10):
+            while not switched.tmux_socket.exists() or switched.tmux_socket.stat().st_gid != 12345:
+                await trio.lowlevel.checkpoint()
 
 
 @needs_root

@@ -285,12 +285,25 @@ def test_names_that_cannot_be(key: str, name: str, fault: str) -> None:
     assert problem_of(f'{key} = "{name}"').startswith(f"agent.{key}: {fault}")
 
 
-@pytest.mark.parametrize("session", ["_agentd", "$x", "=x", "@1", "%7", "{last}", "-x", "+1", "a#S", "#(id)", "a\\\\b"])
+@pytest.mark.parametrize(
+    "session",
+    ["_agentd", "$x", "=x", "@1", "%7", "{last}", "-x", "+1", "a#S", "#(id)", "a\\\\b", "a$HOME", "a$", "a${b}", "a$1"],
+)
 def test_sessions_that_tmux_would_misread(session: str) -> None:
     """A session is refused whose name tmux takes for a target or rewrites, given or come from the name."""
     assert problem_of(f'session = "{session}"').startswith("agent.session: ")
     assert problem_of(f'name = "{session}"').startswith("agent.name: ")
     assert agent_of(f'name = "{session}"\nsession = "fine"').session == "fine"
+
+
+def test_dollar_in_a_session() -> None:
+    """What is wrong with a $ in the name of a session is said, and how a name with a $ can stay."""
+    fault = "tmux changes a #, a $ or a \\ in the name of a session"
+    assert problem_of('session = "a$b"') == f'agent.session: "a$b" cannot be used: {fault}; choose another one'
+    assert problem_of('name = "a$b"') == (
+        f'agent.name: "a$b" cannot name its session: {fault}; choose another name, or give the agent a session'
+    )
+    assert agent_of('name = "a$b"\nsession = "x"').name == "a$b"
 
 
 def test_refused_session_says_nothing_about_the_name() -> None:

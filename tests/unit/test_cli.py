@@ -1,6 +1,7 @@
 """The command line: flags in the style of Go, what is printed where, and the exit codes."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -161,3 +162,34 @@ def test_closed_descriptors_are_no_trouble(closed: tuple[int, ...]) -> None:
             check=False,
         )
         assert done.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("before", "code"),
+    [
+        ("", 7),
+        ('exec <"$TTY"', -signal.SIGHUP),
+        ("trap '' HUP; exec <\"$TTY\"", 7),
+    ],
+    ids=["service", "terminal", "nohup"],
+)
+def test_early_hangup(before: str, code: int) -> None:
+    """Before the daemon is there a hang-up changes nothing, unless somebody closed the terminal, and not with nohup."""
+    program = (
+        "import os, signal, sys; from agentd import cli; cli.main = lambda: os.kill(os.getpid(), signal.SIGHUP) or 7; "
+        "cli.run()"
+    )
+    ours, theirs = os.openpty()
+    try:
+        # A session leader that opens a terminal has it as its own from then on.
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'{before}\nexec "$0" -c "$1"', sys.executable, program],
+            env={**os.environ, "TTY": os.ttyname(theirs)},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            check=False,
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == code

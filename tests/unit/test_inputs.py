@@ -5,6 +5,7 @@ import os
 import pwd
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -210,32 +211,60 @@ async def test_never_settles(world: Path, autojump_clock: MockClock, parses: lis
         nursery.start_soon(_keep_writing, card, [*_RESTLESS, _OTHER])
         inputs = await reader.read()
     assert list(inputs.wanted) == ["claude-code"]
-    assert "keeps changing" in (inputs.card_error or "")
+    assert (inputs.card_error or "").startswith("the card keeps changing: ")
+    assert not inputs.card_missing
     assert len(parses) == 1
     inputs = await reader.read()
     assert list(inputs.wanted) == ["opencode"]
     assert inputs.card_error is None
 
 
-@pytest.mark.parametrize("content", [None, "", " \n\t\n"])
-async def test_missing_card(world: Path, autojump_clock: MockClock, content: str | None) -> None:
-    """A missing or blank card is no error, and leaves the last good one in force."""
+@pytest.mark.parametrize(
+    ("content", "error"), [(None, "the card is missing"), ("", "the card is blank"), (" \n\t\n", "the card is blank")]
+)
+async def test_missing_card(world: Path, autojump_clock: MockClock, content: str | None, error: str) -> None:
+    """A missing or blank card is said to be that, and leaves the last good one in force."""
     card = world / "jcard.toml"
     if content is not None:
         card.write_text(content)
     reader = _reader(world)
     before = await reader.read()
-    assert (before.card, before.card_error, before.card_missing, dict(before.wanted)) == (None, None, True, {})
+    assert (before.card, before.card_error, before.card_missing, dict(before.wanted)) == (None, error, True, {})
     card.write_text(_CARD)
     good = await reader.read()
-    assert not good.card_missing
+    assert (good.card_error, good.card_missing) == (None, False)
     if content is None:
         card.unlink()
     else:
         card.write_text(content)
-    after = await reader.read()
-    assert (after.card, after.card_error, after.card_missing) == (good.card, None, True)
-    assert after.wanted == good.wanted
+    for _ in range(2):
+        after = await reader.read()
+        assert (after.card, after.card_error, after.card_missing) == (good.card, error, True)
+        assert after.wanted == good.wanted
+    card.write_text(_CARD)
+    assert (await reader.read()).card_error is None
+
+
+@pytest.mark.parametrize("content", [None, "", "\n"])
+@pytest.mark.parametrize("moment", [0.05, 0.15, 0.25, 0.29])
+async def test_blank_for_a_moment(world: Path, autojump_clock: MockClock, content: str | None, moment: float) -> None:
+    """A card that is blank or missing for less than 0.3 s is being rewritten: nothing is said, the new one is taken."""
+    card = world / "jcard.toml"
+    card.write_text(_CARD)
+    reader = _reader(world)
+    await reader.read()
+    card.unlink()
+    if content is not None:
+        card.write_text(content)
+
+    async def rewrite() -> None:
+        await trio.sleep(moment)
+        card.write_text(_OTHER)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rewrite)
+        inputs = await reader.read()
+    assert (list(inputs.wanted), inputs.card_error, inputs.card_missing) == (["opencode"], None, False)
 
 
 async def test_card_without_agents(world: Path, autojump_clock: MockClock) -> None:
@@ -261,8 +290,6 @@ async def test_invalid_card(world: Path, autojump_clock: MockClock, parses: list
     assert ["restart" in line or "timeout" in line for line in error.splitlines()] == [True, True]
     assert (await reader.read()).card_error == error
     assert len(parses) == 2
-    card.write_text("")
-    assert (await reader.read()).card_error is None
     card.write_text(_CARD)
     assert (await reader.read()).card_error is None
 
@@ -289,9 +316,36 @@ async def test_unreadable_card(world: Path, autojump_clock: MockClock, kind: str
         card.write_text("#" * (4 * 1024 * 1024 + 1))
     inputs = await reader.read()
     assert found in (inputs.card_error or "")
-    assert str(card) in (inputs.card_error or "")
+    assert (inputs.card_error or "").startswith("the card cannot be read (")
     assert not inputs.card_missing
     assert (inputs.card, inputs.wanted) == (good.card, good.wanted)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_cancelled_parse(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who stops agentd need not wait for the end of a huge card's parsing, which then changes nothing any more."""
+    began, go_on, over = trio.Event(), threading.Event(), trio.Event()
+
+    def parse(data: bytes) -> Card:
+        trio.from_thread.run_sync(began.set)
+        go_on.wait(10)
+        trio.from_thread.run_sync(over.set)
+        return parse_card(data)
+
+    monkeypatch.setattr(agentd.inputs, "parse_card", parse)
+    card = world / "jcard.toml"
+    card.write_text(_CARD + "#" * 100_000)
+    reader = _reader(world)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reader.read)
+        await began.wait()
+        nursery.cancel_scope.cancel()
+    assert not over.is_set()
+    go_on.set()
+    with trio.fail_after(10):
+        await over.wait()
+    card.unlink()
+    assert (await reader.read()).card is None
 
 
 async def test_switched_symlink(world: Path, autojump_clock: MockClock) -> None:

@@ -105,6 +105,51 @@ async def test_looked(autojump_clock: MockClock, world: World) -> None:
         nursery.cancel_scope.cancel()
 
 
+# What an earlier agentd left behind
+
+
+async def test_nothing_is_launched_before_recovery(autojump_clock: MockClock, world: World) -> None:
+    """Nothing is launched until what an earlier agentd left behind has ended; at the first look after that, all is."""
+    world.sessions.recovers = False
+    async with reconciling(world, effective_of("a"), effective_of("b")) as at_work:
+        await until(12)
+        assert world.seen("a") == world.seen("b") == []
+        assert _names(world) == []
+        world.sessions.recovers = True
+        await until(14)
+        assert world.seen("a") == []
+        await until(20)
+        world.sessions.recovers = False  # it is asked until it is done, and never again
+        at_work.desk.want(effective_of("a"), effective_of("b"), effective_of("c"))
+        await until(25)
+    assert world.times("launch", "a") == world.times("launch", "b") == [15]
+    assert world.times("launch", "c") == [25]
+
+
+@pytest.mark.parametrize(
+    "without",
+    [{"card_missing": True}, {"card_error": "line 3: no"}],
+    ids=["missing", "invalid"],
+)
+async def test_no_recovery_before_a_card(autojump_clock: MockClock, world: World, without: dict[str, object]) -> None:
+    """Before the first valid card nothing that an earlier agentd left behind is ended."""
+    asked = []
+
+    class Asked(RecordingSessions):
+        async def recover(self) -> bool:
+            asked.append(trio.current_time())
+            return await super().recover()
+
+    world = World(autojump_clock, sessions=Asked)
+    async with reconciling(world, desk=Desk(inputs_of(card=None, **without))) as at_work:
+        await until(12)
+        assert asked == []
+        at_work.desk.want(effective_of())
+        await until(20)
+    assert asked == [15]
+    assert world.times("launch") == [15]
+
+
 # One agent
 
 

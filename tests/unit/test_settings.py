@@ -1,5 +1,6 @@
 """Settings: defaults for root and for an ordinary user, and everything that agentd refuses to start with."""
 
+import fcntl
 import grp
 import os
 import pwd
@@ -355,12 +356,13 @@ def test_run_directory_of_another_user_is_refused(settings: Settings) -> None:
         prepare_directories(settings)
 
 
-def test_second_agentd_on_a_socket_is_refused(settings: Settings) -> None:
-    """Each socket has one agentd, whose pid the refused one is told; after its end the sockets are free."""
+def test_second_agentd_on_a_socket_is_refused(settings: Settings, tmp_path: Path) -> None:
+    """Each socket has one agentd, whatever its run directory; the refused one is told its pid; later both are free."""
     prepare_directories(settings)
     other = settings.tmux_socket.parent / "other.sock"
-    shared_tmux = attrs.evolve(settings, api_socket=other)
-    shared_api = attrs.evolve(settings, tmux_socket=other)
+    shared_tmux = attrs.evolve(settings, api_socket=other, run_dir=tmp_path / "other")
+    shared_api = attrs.evolve(settings, tmux_socket=other, run_dir=tmp_path / "other")
+    prepare_directories(shared_tmux)
     with lock_sockets(settings):
         for second, flag in ((settings, "-tmux-socket"), (shared_tmux, "-tmux-socket"), (shared_api, "-api-socket")):
             with (
@@ -368,8 +370,43 @@ def test_second_agentd_on_a_socket_is_refused(settings: Settings) -> None:
                 lock_sockets(second),
             ):
                 pytest.fail("two agentd own one socket")
-    with lock_sockets(settings):
+    with lock_sockets(shared_tmux):
         pass
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "symlink", "readable", "hard link"])
+def test_what_is_in_the_way_of_a_lock(settings: Settings, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    """Agents own their socket's directory: what they put in the lock's place is a warning, and blocks nobody."""
+    prepare_directories(settings)
+    place = settings.tmux_socket.with_name(f".{settings.tmux_socket.name}.agentd")
+    other = place.with_name("other")
+    if kind == "directory":
+        place.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(place, 0o600)
+    elif kind == "symlink":
+        place.symlink_to(other)
+    else:
+        place.touch(0o644 if kind == "readable" else 0o600)
+    if kind == "hard link":
+        os.link(place, other)
+    with lock_sockets(settings), lock_sockets(attrs.evolve(settings, api_socket=other.with_name("api"))):
+        pass
+    assert [str(place) in record.message for record in caplog.records] == [True, True]
+    assert os.path.exists(other) == (kind == "hard link")
+
+
+@as_root
+def test_lock_of_another_user(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """Root is not blocked by a lock that somebody else holds in the place of its own."""
+    prepare_directories(settings)
+    place = settings.tmux_socket.with_name(f".{settings.tmux_socket.name}.agentd")
+    place.touch(0o600)
+    os.chown(place, 65534, 65534)
+    with place.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with lock_sockets(settings):
+            assert [str(place) in record.message for record in caplog.records] == [True]
 
 
 def test_socket_by_another_path_is_the_same_socket(settings: Settings, tmp_path: Path) -> None:

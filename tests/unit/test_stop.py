@@ -216,11 +216,11 @@ async def test_first_wish(autojump_clock: MockClock, world: World) -> None:
 @pytest.mark.parametrize(
     ("cause", "wanted", "message"),
     [
-        ("removed", "stopped", "It is no longer in the card: C-c, then its grace period."),
+        ("removed", "stopped", "It is no longer in the card: it is stopped. C-c, then its grace period."),
         (
             "changed",
             "running",
-            "Its entry, prompt or environment changed: C-c, then its grace period, then a new start.",
+            "Its entry, prompt or environment changed: it is stopped, and started anew. C-c, then its grace period.",
         ),
     ],
 )

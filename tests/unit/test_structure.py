@@ -16,7 +16,7 @@ _ORDER = """
     __main__ cli daemon
     api api_server api_socket
     reconciler run
-    testing launch attempt_directory session script lifeline obstacles terminal
+    testing launch leftovers attempt_directory session obstacles script lifeline terminal
     tmux tmux_client tmux_protocol
     processes proc_scan
     watch sdnotify

@@ -1,0 +1,177 @@
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from agentd import session
+from agentd.card import Agent
+from agentd.launch import TmuxAttempt, TmuxSessions
+from agentd.proc_scan import Snapshot
+from agentd.processes import Scanner
+from agentd.resolve import EffectiveAgent
+from agentd.sessions import AttemptRequest
+from agentd.settings import Settings
+from agentd.tmux import Tmux, open_tmux
+
+WORDS = "nobody knows whether"
+
+
+@pytest.fixture(autouse=True)
+def quick_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the shells in tmux a home of their own, so that nobody's rc files run."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SHELL", shutil.which("bash") or "/bin/sh")
+
+
+@pytest.fixture
+def sessions(settings: Settings, tmux: Tmux) -> TmuxSessions:
+    return sessions_of(settings, tmux)
+
+
+@pytest.fixture
+def escaped(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """Start what an attempt of a dead agentd has left, and no tmux session leads to."""
+    tag = f"{sessions_of(settings, None).instance}/dead/1"
+    with subprocess.Popen(["sleep", "1000"], env={"AGENTD_ATTEMPT": tag}, start_new_session=True) as process:
+        yield process
+        process.kill()
+
+
+def sessions_of(settings: Settings, tmux: Tmux | None) -> TmuxSessions:
+    return TmuxSessions(settings, tmux, Scanner(os.geteuid()), time.time)  # type: ignore[arg-type]
+
+
+def attempt_of(sessions: TmuxSessions) -> TmuxAttempt:
+    effective = EffectiveAgent(
+        agent=Agent(name="a", harness="custom", session="a"),
+        argv=("sleep", "1000"),
+        env={},
+        workdir=sessions.settings.default_workdir,
+        digest="d",
+    )
+    request = AttemptRequest(
+        effective=effective, run="dead", number=1, restarts=0, deadline=None, typed=True, previous=None
+    )
+    return sessions.attempt(request)
+
+
+def make_directory(sessions: TmuxSessions, name: str) -> Path:
+    path = sessions.settings.run_dir / name
+    path.mkdir(parents=True)
+    (path / "launch").touch()
+    os.mkfifo(path / "lifeline")
+    return path
+
+
+async def names(tmux: Tmux) -> list[str]:
+    lines = await tmux.command("list-sessions", "-F", "#{session_name}")
+    return sorted(set(lines) - {"_agentd"})
+
+
+class HaltingScanner(Scanner):
+    """Has the tmux server stand still from the first scan on."""
+
+    server = 0
+
+    async def scan(self) -> Snapshot:
+        """Halt it, and scan."""
+        os.kill(self.server, signal.SIGSTOP)
+        return await super().scan()
+
+
+async def kill_unanswering(tmux: Tmux, server: int, change: Callable[[], Awaitable[object]]) -> object:
+    """Kill a server that stands still, as soon as the change waits for its answer; return what comes of the change."""
+    results = []
+    try:
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+
+                async def do() -> None:
+                    results.append(await change())
+
+                nursery.start_soon(do)
+                while tmux._client is None or not tmux._client._unanswered:  # noqa: ASYNC110 - nobody tells of it
+                    await trio.sleep(0.01)
+                os.kill(server, signal.SIGKILL)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+    return results[0]
+
+
+async def test_all_of_ours_ends(sessions: TmuxSessions, tmux: Tmux, escaped: subprocess.Popen[bytes]) -> None:
+    """Sessions with a record or a mark of ours, tagged processes and directories end, and nobody else's do."""
+    sessions.settings.run_dir.mkdir()
+    dead = attempt_of(sessions)
+    pid = await dead.launch()
+    workdir = sessions.settings.default_workdir
+    await session.create(tmux, "unrecorded", workdir, {}, f"{sessions.instance}/dead")
+    await session.create(tmux, "of-another-agentd", workdir, {}, f"{sessions.instance[:-1]}/dead")
+    await tmux.command("new-session", "-d", "-s", "foreign")
+    ours = make_directory(sessions, f"{sessions.instance}-0123abcd-12")
+    others = [
+        make_directory(sessions, name)
+        for name in ("0123456789ab-0123abcd-1", f"{sessions.instance}-01.3abcd-1", f"{sessions.instance}-0123abcd-x")
+    ]
+    assert await sessions.recover()
+    assert await names(tmux) == ["foreign", "of-another-agentd"]
+    assert escaped.wait(0) == -signal.SIGTERM
+    assert not os.path.exists(f"/proc/{pid}")  # noqa: ASYNC240 - which takes no time
+    assert not ours.exists()
+    assert all(path.exists() for path in others)
+    assert len(list(sessions.settings.run_dir.iterdir())) == len(others)
+    dead._tidy()
+
+
+async def test_nothing_there(sessions: TmuxSessions) -> None:
+    """Where no agentd was before, that is done at once."""
+    assert await sessions.recover()
+
+
+async def test_unknown(settings: Settings, escaped: subprocess.Popen[bytes]) -> None:
+    """While tmux cannot tell what there is, nothing is touched and it is not done."""
+    async with open_tmux(settings) as tmux:
+        sessions = sessions_of(settings, tmux)
+        directory = make_directory(sessions, f"{sessions.instance}-dead-1")
+    assert not await sessions.recover()
+    assert escaped.poll() is None
+    assert directory.exists()
+
+
+async def test_tmux_dies_in_the_midst(
+    sessions: TmuxSessions, tmux: Tmux, escaped: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tmux server that dies while a left-over session is ended makes it not done; the next time does it."""
+    caplog.set_level(logging.WARNING)
+    await session.create(tmux, "a", sessions.settings.default_workdir, {}, f"{sessions.instance}/dead")
+    (server,) = await tmux.command("display-message", "-p", "#{pid}")
+    sessions.scanner = HaltingScanner(os.geteuid())
+    sessions.scanner.server = int(server)
+    assert await kill_unanswering(tmux, int(server), sessions.recover) is False
+    assert sum(WORDS in record.getMessage() for record in caplog.records) == 1
+    assert escaped.wait(5) == -signal.SIGTERM
+    sessions.scanner = Scanner(os.geteuid())
+    assert await sessions.recover()
+
+
+async def test_tmux_dies_in_a_close(sessions: TmuxSessions, tmux: Tmux, caplog: pytest.LogCaptureFixture) -> None:
+    """A close that has to end the session that was in its way survives the death of the tmux server."""
+    caplog.set_level(logging.WARNING)
+    await session.create(tmux, "a", sessions.settings.default_workdir, {}, f"{sessions.instance}/dead")
+    (server,) = await tmux.command("display-message", "-p", "#{pid}")
+    attempt = attempt_of(sessions)
+    attempt._leftover = await session.find(tmux, "a", sessions.instance)
+    assert attempt._leftover is not None
+    os.kill(int(server), signal.SIGSTOP)
+    await kill_unanswering(tmux, int(server), attempt.close)
+    assert sum(WORDS in record.getMessage() for record in caplog.records) == 1
+    await attempt.close()
+    assert await names(tmux) == []
