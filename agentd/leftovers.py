@@ -34,17 +34,20 @@ async def end_leftovers(settings: Settings, tmux: Tmux, scanner: Scanner, instan
         async with trio.open_nursery() as nursery:
             for one in found:
                 nursery.start_soon(_try_session, one, tmux, scanner, instance, unsure)
-        snapshot = await scanner.scan()
-        tags = {process.tag for process in snapshot.processes.values() if process.tag is not None}
         async with trio.open_nursery() as nursery:
-            for tag in tags:
-                if tag.startswith(f"{instance}/"):
-                    _log.warning("ends what an earlier agentd's attempt %s left behind", tag)
-                    footprint = Footprint(tag=tag, launcher=None, launcher_ticks=None, shell=None, keep_shell=True)
-                    nursery.start_soon(partial(end_all, scanner, footprint))
+            for tag in await _tags(scanner, instance):
+                _log.warning("ends what an earlier agentd's attempt %s left behind", tag)
+                footprint = Footprint(tag=tag, launcher=None, launcher_ticks=None, shell=None, keep_shell=True)
+                nursery.start_soon(partial(end_all, scanner, footprint))
         AttemptDirectory.remove_all(settings, instance)
-        return not unsure
+        return not unsure and not await _tags(scanner, instance)
     return False
+
+
+async def _tags(scanner: Scanner, instance: str) -> set[str]:
+    """The attempts of an earlier agentd of which something lives."""
+    processes = (await scanner.scan()).processes.values()
+    return {process.tag for process in processes if process.tag is not None and process.tag.startswith(f"{instance}/")}
 
 
 async def _try_session(

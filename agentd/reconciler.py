@@ -16,6 +16,7 @@ from agentd.inputs import Inputs
 from agentd.lifecycle import State
 from agentd.logs import OncePer
 from agentd.plan import Action, Hold, Phase, Refuse, RunView, Start, Stop, plan
+from agentd.resolve import Blocked
 from agentd.run import Run, Surroundings
 from agentd.status import AgentStatus
 
@@ -61,7 +62,7 @@ class Reconciler:
                 # Until a first valid card, nothing that is found is stopped; until it is known, nothing is launched.
                 if not self._recovered and inputs.card is not None:
                     self._recovered = await self._around.sessions.recover()
-                for action in plan(inputs.wanted, self._views()) if self._recovered else ():
+                for action in plan(inputs.wanted, self._views()) if self._recovered else _hold_all(inputs):
                     self._apply(action, agents)
                 self._forget_placeholders(inputs)
                 self._around.store.order(inputs.wanted)
@@ -167,3 +168,8 @@ class Reconciler:
         for warning in inputs.warnings:
             if warning not in daemon.warnings:
                 _log.warning("%s", warning)
+
+
+def _hold_all(inputs: Inputs) -> tuple[Action, ...]:
+    message = "Waits until what an earlier agentd left behind is gone."
+    return tuple(Hold(agent, Blocked(reason="recovering", message=message)) for agent, _ in inputs.wanted.values())

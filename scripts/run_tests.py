@@ -152,7 +152,7 @@ def _make_copy(top: Path) -> tuple[Path, Path]:
 
 
 def _copy_interpreter(python: Path, target: Path) -> None:
-    ignored = shutil.ignore_patterns("site-packages", "test", "__pycache__", "config-*", "*.a")
+    ignored = shutil.ignore_patterns("site-packages", "test", "config-*", "*.a")
     base = Path(sys.base_prefix)
     for part in ("bin", "lib"):
         shutil.copytree(base / part, target / part, symlinks=True, ignore=ignored)

@@ -27,9 +27,9 @@ def ended() -> Iterator[World]:
         world.agent("crash", env={"AFTER": "0.1", "DIE": "KILL"}),
         world.agent("crash-again", restart="on-failure", max_restarts=1, env={"AFTER": "0.1", "DIE": "SEGV"}),
         world.agent("mess", env={"AFTER": "0.1", "FORK": ALL_CHILDREN}),
-        world.agent("late", timeout="700ms", restart="always", env={"FORK": ALL_CHILDREN, "LINGER": "0.1"}),
-        world.agent("late-deaf", timeout="700ms", grace_period="300ms", env={"IGNORE": "INT TERM HUP"}),
-        world.agent("late-backoff", timeout="1500ms", restart="always", restart_delay_max="3s", env={"AFTER": "0.1"}),
+        world.agent("late", timeout="2s", restart="always", env={"FORK": ALL_CHILDREN, "LINGER": "0.1"}),
+        world.agent("late-deaf", timeout="2s", grace_period="300ms", env={"IGNORE": "INT TERM HUP"}),
+        world.agent("late-backoff", timeout="2500ms", restart="always", restart_delay_max="3s", env={"AFTER": "0.1"}),
         world.agent("screen", env={"AFTER": "0.2", "RAW": "1"}),
         world.agent("shell", env={"AFTER": "0", "VALUE": "it's ☃"}),
         world.agent("quick", binary="true", restart="on-failure"),
@@ -132,7 +132,7 @@ def test_timeout_is_told(ended: World) -> None:
     """A timeout tells that it is one, on whose wish the attempt ended, and how the agent runs again."""
     status = ended.status("late")
     assert status["exit"]["wish"] == "timed_out"
-    assert "Timed out 0.7 s after" in status["message"]
+    assert "Timed out 2 s after" in status["message"]
 
 
 def test_deadline_is_told(ended: World) -> None:

@@ -114,7 +114,7 @@ async def test_nothing_is_launched_before_recovery(autojump_clock: MockClock, wo
     async with reconciling(world, effective_of("a"), effective_of("b")) as at_work:
         await until(12)
         assert world.seen("a") == world.seen("b") == []
-        assert _names(world) == []
+        assert [(status.state, status.reason) for status in world.store.agents] == [("waiting", "recovering")] * 2
         world.sessions.recovers = True
         await until(14)
         assert world.seen("a") == []

@@ -4,7 +4,9 @@ import fcntl
 import grp
 import os
 import pwd
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -41,13 +43,19 @@ def _program(directory: Path, name: str, script: str) -> None:
 
 
 @pytest.fixture
-def environ(tmp_path: Path) -> dict[str, str]:
+def runtime() -> Iterator[Path]:
+    """Make a runtime directory with a short name: a socket's path has 107 bytes at most."""
+    path = Path(tempfile.mkdtemp(prefix="agentd-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def environ(tmp_path: Path, runtime: Path) -> dict[str, str]:
     programs = tmp_path / "bin"
     programs.mkdir()
     _program(programs, "tmux", "echo tmux 3.3a")
     _program(programs, "sudo", "exit 1")
-    runtime = tmp_path / "runtime"
-    runtime.mkdir(mode=0o700)
     return {
         "PATH": str(programs),
         "HOME": str(tmp_path / "home"),
