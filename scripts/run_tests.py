@@ -11,7 +11,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 _KINDS = {
     "unit": "pure pieces, and the daemon on a virtual clock",
@@ -19,7 +21,7 @@ _KINDS = {
     "e2e": "the installed agentd as a process",
 }
 # Most tests wait more than they compute. A file's tests stay together: they share daemons.
-_OPTIONS = ("-q", "-p", "no:cacheprovider", "-n", "4", "--dist", "loadfile")
+_OPTIONS = ("-q", "-p", "no:cacheprovider", "-n", "3", "--dist", "loadfile")
 _NOBODY = 65534
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _NOT_COPIED = (".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis")
@@ -31,43 +33,79 @@ def main() -> int:
     # since sockets lie below it.
     top = Path(tempfile.mkdtemp(prefix="agentd.", dir="/tmp"))
     top.chmod(0o711)
-    results = []
     try:
-        root = os.geteuid() == 0
-        environ = {**os.environ, "TMPDIR": _scratch(top, "t")}
-        results += _run_all("root" if root else "you", top, _REPOSITORY, Path(sys.prefix), environ)
-        if root:
-            results += _run_all("ordinary user", top, *_make_copy(top), _ordinary_environ(top))
+        results = _run_both(top) if os.geteuid() == 0 else _run_all(_Pass("you", _directory(top, "t")), sys.stdout)
     finally:
         shutil.rmtree(top, ignore_errors=True)
     print("\n" + "\n".join(line for line, _ in results), flush=True)
     return 0 if all(passed for _, passed in results) else 1
 
 
-def _run_all(who: str, top: Path, repository: Path, venv: Path, environ: Mapping[str, str]) -> list[tuple[str, bool]]:
+class _Pass:
+    """All kinds of tests as one user, in a place of its own."""
+
+    def __init__(self, who: str, place: Path) -> None:
+        self.who = who
+        self.place = place
+        self.user: int | None = None
+        self.repository = _REPOSITORY
+        self.venv = Path(sys.prefix)
+        self.environ = {**os.environ, "TMPDIR": _scratch(place, "t")}
+
+    def as_ordinary_user(self) -> None:
+        """Run as nobody, in a copy."""
+        self.user = _NOBODY
+        self.repository, self.venv = _make_copy(self.place)
+        self.environ = _ordinary_environ(self.place)
+
+
+def _run_both(top: Path) -> list[tuple[str, bool]]:
+    """Run as root, and at the same time as an ordinary user, whose output comes afterwards."""
     results = []
-    user = _NOBODY if who == "ordinary user" else None
-    environ = {**environ, "PATH": f"{venv / 'bin'}:{environ['PATH']}", "PYTEST_DEBUG_TEMPROOT": environ["TMPDIR"]}
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output, ThreadPoolExecutor(1) as beside:
+        ordinary = _Pass("ordinary user", _directory(top, "o"))
+        ordinary.as_ordinary_user()
+        pending = beside.submit(_run_all, ordinary, output)
+        results += _run_all(_Pass("root", _directory(top, "t")), sys.stdout)
+        results += pending.result()
+        output.seek(0)
+        shutil.copyfileobj(output, sys.stdout)
+    return results
+
+
+def _run_all(run: _Pass, output: TextIO) -> list[tuple[str, bool]]:
+    results = []
+    environ = {**run.environ, "PATH": f"{run.venv / 'bin'}:{run.environ['PATH']}"}
+    environ["PYTEST_DEBUG_TEMPROOT"] = environ["TMPDIR"]
     for kind, what in _KINDS.items():
-        print(f"\n===== {kind} tests ({what}), as {who} =====\n", flush=True)
+        print(f"\n===== {kind} tests ({what}), as {run.who} =====\n", file=output, flush=True)
         begun = time.monotonic()
         done = subprocess.run(
-            [venv / "bin" / "python", "-m", "pytest", *_OPTIONS, *_paths(kind, repository, user)],
-            cwd=repository,
+            [run.venv / "bin" / "python", "-m", "pytest", *_OPTIONS, *_paths(kind, run.repository, run.user)],
+            cwd=run.repository,
             env=environ,
             stdin=subprocess.DEVNULL,
-            user=user,
-            group=user,
-            extra_groups=None if user is None else [],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            user=run.user,
+            group=run.user,
+            extra_groups=None if run.user is None else [],
             check=False,
         )
-        left = _end_leftovers(top)
+        left = _end_leftovers(run.place)
         for line in left:
-            print(f"left behind: {line}", flush=True)
+            print(f"left behind: {line}", file=output, flush=True)
         passed = done.returncode == 0 and not left
         verdict = "passed" if passed else "FAILED"
-        results.append((f"{kind:<5} as {who:<14} {verdict} in {time.monotonic() - begun:.0f} s", passed))
+        results.append((f"{kind:<5} as {run.who:<14} {verdict} in {time.monotonic() - begun:.0f} s", passed))
     return results
+
+
+def _directory(top: Path, name: str) -> Path:
+    path = top / name
+    path.mkdir()
+    path.chmod(0o711)
+    return path
 
 
 def _paths(kind: str, repository: Path, user: int | None) -> list[str]:

@@ -74,6 +74,10 @@ class Nest:
         """Run a program in a session of its own, behind these variables; return its pid."""
         child = subprocess.Popen(argv, env=environment | self.environment(), start_new_session=True)
         self._children.append(child)
+        # Popen returns at the exec, in the middle of which a process has no environment yet.
+        deadline = time.monotonic() + 10
+        while not Path(f"/proc/{child.pid}/environ").read_bytes() and child.poll() is None:
+            assert time.monotonic() < deadline
         return child.pid
 
     def output(self, pid: int) -> int:

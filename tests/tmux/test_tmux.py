@@ -18,7 +18,7 @@ import trio.testing
 from agentd.errors import StartupError, TmuxError, TmuxUnknownError
 from agentd.settings import AgentUser, Settings
 from agentd.tmux import Tmux, open_tmux
-from agentd.tmux_client import _command
+from agentd.tmux_client import CONTROL_SESSION, _command
 from agentd.tmux_protocol import escape_format
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can switch to another user")
@@ -584,6 +584,9 @@ async def test_killed_sudo_at_the_end(switched: Settings, *, reconnects: bool) -
         client = await client_pid(tmux)
         for number in range(200):
             await tmux.command("new-session", "-d", "-s", f"x{number}", "true")  # Something to be written.
+        with trio.fail_after(10):
+            while await tmux.command("list-sessions", "-F", "#{session_name}") != (CONTROL_SESSION,):
+                pass  # each question is a while
         os.kill(os.getsid(client), signal.SIGKILL)
         if reconnects:
             await reconnected(tmux, 1)
