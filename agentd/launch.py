@@ -18,7 +18,7 @@ from agentd.leftovers import end_leftovers, end_session
 from agentd.lifecycle import Exit, How, exit_from_code
 from agentd.lifeline import Lifeline, LifelineJunkError, exit_code, is_pid
 from agentd.obstacles import Obstacles, binary_blocked, retried, session_taken, workdir_blocked
-from agentd.proc_scan import Stat, is_alive, read_stat, read_tag, read_uid
+from agentd.proc_scan import Stat, descends, is_alive, read_stat, read_tag, read_uid
 from agentd.processes import Footprint, Scanner, end_all, remember, signal_group
 from agentd.resolve import Blocked, EffectiveAgent
 from agentd.script import Script
@@ -335,8 +335,11 @@ class TmuxAttempt:
         except ProcessLookupError:
             return harness  # So quick an agent that it is gone: its `exit` is in the lifeline already.
         seen = read_stat(launcher)
-        # Some rc files move the shell to a session of its own: there the harness's tag tells whose launcher it is.
-        here = seen is not None and (seen.sid == self._place.sid or read_tag(harness) == self._tag)
+        # Some rc files move the shell to a session of its own: there its descent tells whose launcher it is, or the tag
+        # of the harness (which may be in the middle of its exec, and have no environment just now).
+        here = seen is not None and (
+            seen.sid == self._place.sid or descends(launcher, self._place.shell) or read_tag(harness) == self._tag
+        )
         if seen is None or not here or read_uid(launcher) != uid or launcher == self._place.shell:
             os.close(pidfd)
             return None

@@ -21,6 +21,8 @@ _KERNEL_THREAD = 0x0020_0000
 # further listing leaves only the new ones to read, and that takes so little time that they are still there.
 _LISTINGS = 8
 
+_MOST_ANCESTORS = 64  # Nobody nests shells deeper, and /proc changes while it is read.
+
 
 @attrs.frozen
 class Stat:
@@ -81,6 +83,18 @@ def is_alive(pid: int) -> bool:
     """Tell whether a process is there, and no zombie."""
     stat = read_stat(pid)
     return stat is not None and not stat.dead
+
+
+def descends(pid: int, ancestor: int) -> bool:
+    """Tell whether a process comes from another one, as far as all between them live."""
+    for _ in range(_MOST_ANCESTORS):
+        stat = read_stat(pid)
+        if stat is None or stat.ppid <= 1:
+            return False
+        if stat.ppid == ancestor:
+            return True
+        pid = stat.ppid
+    return False
 
 
 def read_uid(pid: int) -> int | None:

@@ -4,10 +4,7 @@ import os
 import stat
 import termios
 
-from agentd.proc_scan import Stat, read_stat
-
-MOST_ANCESTORS = 64
-"""How far up a foreground process is followed to the launcher."""
+from agentd.proc_scan import Stat, descends
 
 _PTY_MAJORS = range(136, 144)  # Linux's devpts: man 4 pts, Documentation/admin-guide/devices.txt
 
@@ -34,13 +31,4 @@ def is_raw(tty_nr: int) -> bool:
 
 def in_front(launcher: Stat) -> bool:
     """Whether keys reach the launcher's harness: it, or what it started, is the terminal's foreground group."""
-    if launcher.tpgid == launcher.pgrp:
-        return True
-    leader = read_stat(launcher.tpgid) if launcher.tpgid > 1 else None
-    for _ in range(MOST_ANCESTORS):
-        if leader is None or leader.ppid <= 1:
-            return False
-        if leader.ppid == launcher.pid:
-            return True
-        leader = read_stat(leader.ppid)
-    return False
+    return launcher.tpgid == launcher.pgrp or (launcher.tpgid > 1 and descends(launcher.tpgid, launcher.pid))
