@@ -441,7 +441,9 @@ def shell_with_an_agent(nest: Nest, *argv: str) -> tuple[int, int, int]:
     shell, terminal = nest.start_shell(*argv)
     os.write(terminal, b"sleep 2000 & echo admin=$!; echo; echo 'go'\"\"'on'\r")
     admin = read_until(terminal, b"goon\r\n").rpartition(b"admin=")[2].split()[0]
-    launch = f"echo agent''=$$; trap : HUP INT QUIT TERM; export {TAG_VARIABLE}={nest.tag}; sleep 1000; :"
+    # What says that it is there is the child, after its exec: before, it has its parent's traps, and loses a SIGTERM.
+    child = "sh -c \"echo agent''=\\$PPID; exec sleep 1000\""
+    launch = f"trap : HUP INT QUIT TERM; export {TAG_VARIABLE}={nest.tag}; {child}; :"
     os.write(terminal, f" /bin/sh -c {shlex.quote(launch)}\r".encode())
     seen = read_until(terminal, b"agent=")
     while b"\n" not in seen.rpartition(b"agent=")[2]:
