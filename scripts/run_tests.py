@@ -21,7 +21,9 @@ _KINDS = {
     "e2e": "the installed agentd as a process",
 }
 # Most tests wait more than they compute. A file's tests stay together: they share daemons.
-_OPTIONS = ("-q", "-p", "no:cacheprovider", "-n", "3", "--dist", "loadfile")
+# In CI nobody waits for them: fewer at once.
+_WORKERS = "2" if os.environ.get("CI") else "3"
+_OPTIONS = ("-q", "-p", "no:cacheprovider", "-n", _WORKERS, "--dist", "loadfile")
 _NOBODY = 65534
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _NOT_COPIED = (".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis")

@@ -194,7 +194,7 @@ async def test_launcher_slower_than_the_limit(
 ) -> None:
     """A launcher that has begun when its time is over has as much again: its start is taken, and never made twice."""
     monkeypatch.setattr(launch, "START_LIMIT", 3)
-    slow = "while [ -e {lifeline} ]; do sleep 0.01; done" if comes else "sleep 1000"
+    slow = "while [ -e {lifeline} ]; do sleep 0.01; done" if comes else "read never"
     monkeypatch.setattr(script, "_TEMPLATE", script._TEMPLATE.replace("\ntrap :", f"\n{slow}\ntrap :"))
     attempt = world.attempt("sh", "-c", "echo $$ >>pids; exec sleep 1000")
     if comes:
