@@ -60,7 +60,7 @@ def test_environment() -> None:
         ("~other", "/etc/stereos/~other"),
         ("work", "/etc/stereos/work"),
         (".", "/etc/stereos"),
-        ("../work/", "/etc/work"),
+        ("../other/", "/etc/other"),
         ("../../..", "/"),
         ("/srv//x/./y/", "/srv/x/y"),
         ("//srv/x", "/srv/x"),
