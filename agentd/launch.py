@@ -220,21 +220,26 @@ class TmuxAttempt:
         return await self._shielded(self._create())
 
     async def _create(self) -> session.Place:
-        effective, world = self._request.effective, self._world
+        world = self._world
+        # A shell that is replaced in the middle of its rc files leaves behind what it just forked.
+        inside = self._inside(None if self._request.typed else "exec sleep infinity")
         mark = f"{world.instance}/{self._request.run}"
-        self._place = await session.create(world.tmux, self._agent.session, effective.workdir, effective.env, mark)
+        self._place = await session.create(world.tmux, self._agent.session, mark, inside)
         return self._place if self._request.typed else await self._respawn(self._place)
 
     async def _respawn(self, place: session.Place) -> session.Place:
-        effective = self._request.effective
         command = None
         if not self._request.typed:
             command = f'exec "$SHELL" -i -c \'/bin/sh {self._directory.script}; exec "$SHELL"\''
             self._tidy()  # what was written for a pane that was gone
             self._write(place)
             self._typed = True
-        self._place = await session.respawn(self._world.tmux, place, effective.workdir, effective.env, command)
+        self._place = await session.respawn(self._world.tmux, place, self._inside(command))
         return self._place
+
+    def _inside(self, command: str | None) -> session.Inside:
+        effective = self._request.effective
+        return session.Inside(workdir=effective.workdir, env=effective.env, command=command)
 
     async def _shielded(self, change: Coroutine[object, object, session.Place]) -> session.Place:
         """Have a change of the session done as a whole: cut in the middle, nobody would know what there is."""

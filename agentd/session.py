@@ -76,6 +76,20 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 @attrs.frozen(kw_only=True)
+class Inside:
+    """What runs in a pane: the agent user's own shell, or a command of that shell. The environment is secret."""
+
+    workdir: str
+    env: Mapping[str, str] = attrs.field(repr=False)
+    command: str | None = None
+
+    def words(self) -> tuple[str, ...]:
+        """The same for a tmux command that makes or fills a pane; they come last in it."""
+        variables = (word for name, value in self.env.items() for word in ("-e", f"{name}={value}"))
+        return ("-c", escape_format(self.workdir), *variables, *(() if self.command is None else (self.command,)))
+
+
+@attrs.frozen(kw_only=True)
 class Place:
     """Where an attempt lives: tmux's ids, and the pane's shell as tmux names it and the kernel confirms it."""
 
@@ -146,15 +160,15 @@ async def _is_marked(tmux: Tmux, place: Place, mark: str) -> bool:
     return bool(shown) and shown[0].startswith(f"{MARK}={mark}/")
 
 
-async def create(tmux: Tmux, name: str, workdir: str, env: Mapping[str, str], mark: str) -> Place:
-    """Make the session, with the agent user's own shell in it.
+async def create(tmux: Tmux, name: str, mark: str, inside: Inside) -> Place:
+    """Make the session.
 
     Raises:
         TmuxError: if tmux refuses, for example because the name is taken.
     """
     lines = await tmux.command(
-        *("new-session", "-d", "-P", "-F", _FIELDS, "-s", escape_format(name), "-c", escape_format(workdir)),
-        *("-x", WIDTH, "-y", HEIGHT, "-e", f"{MARK}={mark}", *_variables(env)),
+        *("new-session", "-d", "-P", "-F", _FIELDS, "-s", escape_format(name)),
+        *("-x", WIDTH, "-y", HEIGHT, "-e", f"{MARK}={mark}", *inside.words()),
     )
     place, _ = _read_pane(lines[0] if lines else "")
     # A shell that dies leaves its words on the screen, and the session to look at them; unless it was too quick.
@@ -163,16 +177,15 @@ async def create(tmux: Tmux, name: str, workdir: str, env: Mapping[str, str], ma
     return place
 
 
-async def respawn(tmux: Tmux, place: Place, workdir: str, env: Mapping[str, str], command: str | None) -> Place:
-    """Put a new shell (or, of that shell, a command) into the pane; who is attached stays so, and the screen is kept.
+async def respawn(tmux: Tmux, place: Place, inside: Inside) -> Place:
+    """Put something new into the pane; who is attached stays so, and the screen is kept.
 
     Raises:
         TmuxError: if the pane is gone.
     """
     # A reset pushes what is on the screen into the history, where a respawn would lose it: the error is there.
     await _command(tmux, place, "send-keys", "-R", "-t", place.pane)
-    words = ("respawn-pane", "-k", "-t", place.pane, "-c", escape_format(workdir), *_variables(env))
-    await _command(tmux, place, *words, *(() if command is None else (command,)))
+    await _command(tmux, place, "respawn-pane", "-k", "-t", place.pane, *inside.words())
     lines = await _command(tmux, place, "list-panes", "-s", "-t", place.session, "-F", _FIELDS)
     for line in lines:
         fresh, _ = _read_pane(line)
@@ -240,10 +253,6 @@ async def _command(tmux: Tmux, place: Place, *words: str, timeout: float = 10.0)
         TmuxError: if the place has gone with its server.
     """
     return await tmux.command(*words, server=place.server, timeout=timeout)
-
-
-def _variables(env: Mapping[str, str]) -> list[str]:
-    return [word for name, value in env.items() for word in ("-e", f"{name}={value}")]
 
 
 def _read_pane(line: str) -> tuple[Place, Record | None]:

@@ -102,6 +102,12 @@ def _wait_gone(pid: int) -> None:
     except ProcessLookupError:
         return
     try:
-        assert select.select([descriptor], [], [], 10)[0], f"process {pid} is still there"
+        assert select.select([descriptor], [], [], 10)[0], f"process {pid} is still there: {_about(pid)}"
     finally:
         os.close(descriptor)
+
+
+def _about(pid: int) -> str:
+    with suppress(OSError):
+        return f"{Path(f'/proc/{pid}/cmdline').read_bytes()!r}, stat {Path(f'/proc/{pid}/stat').read_text()!r}"
+    return "it went just now"

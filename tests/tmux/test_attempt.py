@@ -214,13 +214,14 @@ async def test_launcher_slower_than_the_limit(
 
 @pytest.mark.parametrize("what", ["pane", "server"])
 async def test_retry_without_a_pane(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """A retry without typing whose pane is gone launches in a new session at once."""
+    """A retry without typing whose pane is gone launches in a new session at once, and starts no shell in vain."""
     monkeypatch.setattr(launch, "START_LIMIT", 0.1)
     for name in (".bash_profile", ".profile"):
-        (tmp_path / "home" / name).write_text("sleep 1000\n")
+        (tmp_path / "home" / name).write_text("echo begun >>$HOME/shells; sleep 1000\n")
     first = world.attempt("touch", "started")
     with pytest.raises(NeverStartedError):
         await first.launch()
+    await until((tmp_path / "home" / "shells").exists)
     monkeypatch.setattr(launch, "START_LIMIT", 10)
     tmux = world.sessions.tmux
     if what == "pane":
@@ -238,6 +239,7 @@ async def test_retry_without_a_pane(world: World, tmp_path: Path, monkeypatch: p
     assert await world.names() == ["a"]
     await _end(again)
     assert world.written() == []
+    assert (tmp_path / "home" / "shells").read_text() == "begun\n"
 
 
 @pytest.mark.parametrize("typed", [True, False])

@@ -113,8 +113,10 @@ async def test_all_of_ours_ends(sessions: TmuxSessions, tmux: Tmux, escaped: sub
     dead = attempt_of(sessions)
     pid = await dead.launch()
     workdir = sessions.settings.default_workdir
-    await session.create(tmux, "unrecorded", workdir, {}, f"{sessions.instance}/dead")
-    await session.create(tmux, "of-another-agentd", workdir, {}, f"{sessions.instance[:-1]}/dead")
+    await session.create(tmux, "unrecorded", f"{sessions.instance}/dead", session.Inside(workdir=workdir, env={}))
+    await session.create(
+        tmux, "of-another-agentd", f"{sessions.instance[:-1]}/dead", session.Inside(workdir=workdir, env={})
+    )
     await tmux.command("new-session", "-d", "-s", "foreign")
     ours = make_directory(sessions, f"{sessions.instance}-0123abcd-12")
     others = [
@@ -151,7 +153,9 @@ async def test_tmux_dies_in_the_midst(
 ) -> None:
     """A tmux server that dies while a left-over session is ended makes it not done; the next time does it."""
     caplog.set_level(logging.WARNING)
-    await session.create(tmux, "a", sessions.settings.default_workdir, {}, f"{sessions.instance}/dead")
+    await session.create(
+        tmux, "a", f"{sessions.instance}/dead", session.Inside(workdir=sessions.settings.default_workdir, env={})
+    )
     (server,) = await tmux.command("display-message", "-p", "#{pid}")
     sessions.scanner = HaltingScanner(os.geteuid())
     sessions.scanner.server = int(server)
@@ -165,7 +169,9 @@ async def test_tmux_dies_in_the_midst(
 async def test_tmux_dies_in_a_close(sessions: TmuxSessions, tmux: Tmux, caplog: pytest.LogCaptureFixture) -> None:
     """A close that has to end the session that was in its way survives the death of the tmux server."""
     caplog.set_level(logging.WARNING)
-    await session.create(tmux, "a", sessions.settings.default_workdir, {}, f"{sessions.instance}/dead")
+    await session.create(
+        tmux, "a", f"{sessions.instance}/dead", session.Inside(workdir=sessions.settings.default_workdir, env={})
+    )
     (server,) = await tmux.command("display-message", "-p", "#{pid}")
     attempt = attempt_of(sessions)
     attempt._leftover = await session.find(tmux, "a", sessions.instance)
