@@ -31,6 +31,9 @@ _NOT_COPIED = (".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis")
 
 def main() -> int:
     """Run everything, print a summary, and return the exit code."""
+    # What a shell starts in the background ignores these, and so would all that the tests start.
+    for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(ignored, signal.SIG_DFL)
     # Every process of the tests has this path in its environment, its arguments or its directory; a short one,
     # since sockets lie below it.
     top = Path(tempfile.mkdtemp(prefix="agentd.", dir="/tmp"))
