@@ -14,6 +14,8 @@ import trio
 from trio.testing import MockClock
 
 import agentd.inputs
+import agentd.prompts
+import agentd.settle
 from agentd.card import Card, parse_card
 from agentd.inputs import InputReader, Inputs
 from agentd.resolve import Blocked, EffectiveAgent, Unsupported
@@ -49,7 +51,7 @@ def parses(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settle at once where the clock is real."""
-    monkeypatch.setattr(agentd.inputs, "_SETTLE", 0)
+    monkeypatch.setattr(agentd.settle, "SETTLE", 0)
 
 
 def _reader(world: Path, user: pwd.struct_passwd | None = None) -> InputReader:
@@ -462,7 +464,7 @@ async def test_unchanged_prompt_file(world: Path, autojump_clock: MockClock, mon
     reader = _reader(world)
     first = await reader.read()
     with monkeypatch.context() as patch:
-        patch.setattr(agentd.inputs, "read_regular", _only(world / "jcard.toml"))
+        patch.setattr(agentd.prompts, "read_regular", _unwanted)
         assert await reader.read() == first
         (world / "prompt.md").chmod(0o640)
         with pytest.RaisesGroup(AssertionError, flatten_subgroups=True):
@@ -470,12 +472,8 @@ async def test_unchanged_prompt_file(world: Path, autojump_clock: MockClock, mon
     assert await reader.read() == first
 
 
-def _only(allowed: Path) -> Callable[[str | Path, int], tuple[bytes, os.stat_result]]:
-    def read(path: str | Path, _limit: int) -> tuple[bytes, os.stat_result]:
-        assert path == allowed
-        return allowed.read_bytes(), allowed.stat()
-
-    return read
+def _unwanted(path: str | Path, _limit: int) -> tuple[bytes, os.stat_result]:
+    raise AssertionError(path)
 
 
 async def test_prompt_rewritten_in_place(world: Path, autojump_clock: MockClock) -> None:
@@ -602,8 +600,8 @@ async def test_hidden_in_repr(world: Path, autojump_clock: MockClock) -> None:
 @pytest.mark.usefixtures("quick")
 async def test_stuck_reading(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reading that never ends blocks the agent after a while, and the process that read is gone."""
-    monkeypatch.setattr(agentd.inputs, "_PROMPT_SCRIPT", 'exec tail -f -- "$1"')
-    monkeypatch.setattr(agentd.inputs, "_PROMPT_TIMEOUT", 0.5)
+    monkeypatch.setattr(agentd.prompts, "_SCRIPT", 'exec tail -f -- "$1"')
+    monkeypatch.setattr(agentd.prompts, "_TIMEOUT", 0.5)
     (world / "prompt.md").write_text("one")
     (world / "jcard.toml").write_text(_PROMPTED)
     inputs = await _other_user_reader(world).read()
@@ -617,7 +615,7 @@ async def test_stuck_reading(world: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("quick")
 async def test_endless_reading(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process of the agent user that never stops talking is not listened to beyond the limit."""
-    monkeypatch.setattr(agentd.inputs, "_PROMPT_SCRIPT", "exec cat /dev/zero")
+    monkeypatch.setattr(agentd.prompts, "_SCRIPT", "exec cat /dev/zero")
     (world / "prompt.md").write_text("one")
     (world / "jcard.toml").write_text(_PROMPTED)
     inputs = await _other_user_reader(world).read()

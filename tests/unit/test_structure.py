@@ -19,8 +19,8 @@ _ORDER = """
     testing launch leftovers attempt_directory session obstacles script lifeline terminal
     tmux tmux_client tmux_protocol
     processes proc_scan
-    watch sdnotify
-    inputs
+    sdnotify
+    inputs prompts settle watch
     status sessions plan lifecycle
     ctl
     resolve
