@@ -28,6 +28,7 @@ from agentd.run import Looks, Surroundings
 from agentd.settings import Settings
 from agentd.status import DaemonStatus, StatusStore
 from agentd.tmux import Tmux, open_tmux
+from agentd.watch import Watch
 
 LAUNCHES = 8
 """Launches under way at once: 100 agents come up without starving each other (measured, see docs/design.md)."""
@@ -75,7 +76,8 @@ async def _supervise(settings: Settings, tmux: Tmux, listening: socket.socket, o
         looks=Looks(),
         hurry=orders.hurry,
     )
-    reconciler = Reconciler(InputReader(settings).read, around)
+    watch = Watch()
+    reconciler = Reconciler(InputReader(settings, watch).read, around)
     orders.look_again = reconciler.knock
     try:
         async with trio.open_nursery() as services:
@@ -83,7 +85,9 @@ async def _supervise(settings: Settings, tmux: Tmux, listening: socket.socket, o
             services.start_soon(_serve_api, listening, orders.store, looked, orders.no_agents)
             try:
                 with orders.agents:
-                    await reconciler.work(looked)
+                    async with trio.open_nursery() as agents:
+                        agents.start_soon(watch.work, reconciler.knock)
+                        agents.start_soon(reconciler.work, looked)
             finally:
                 with trio.move_on_after(LAST_SWEEP_LIMIT, shield=True):
                     await reconciler.sweep()

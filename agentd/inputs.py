@@ -1,6 +1,6 @@
 """One look at the world outside: the card once it is settled, the secrets, the prompt files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -15,11 +15,14 @@ from agentd.prompts import PromptFile, PromptReader
 from agentd.resolve import Blocked, EffectiveAgent, Unsupported, expand_path, resolve
 from agentd.secrets import Secrets, read_regular, read_secrets
 from agentd.settings import Settings
-from agentd.settle import SETTLE, Stat, settle, stat_key
+from agentd.settle import REREADS, SETTLE, Stat, settle, stat_key
+from agentd.watch import QUIET, Watch
 
 _LARGE_CARD: Final = 1 << 16
 _BLANK_REREADS: Final = 3
 """So often the same before a card is believed to be blank or missing: it may be about to be written anew."""
+_RESTLESS: Final = 2.0
+"""Seconds for which a card may keep changing before that is called a mistake."""
 _MAX_CARD: Final = 4 * 1024 * 1024
 
 _Wanted = Mapping[str, tuple[Agent, EffectiveAgent | Blocked | Unsupported]]
@@ -60,15 +63,17 @@ class _CardFile:
 class InputReader:
     """Reads the inputs of one agentd, and remembers what was good."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, watch: Watch) -> None:
         self._settings = settings
+        self._watch = watch
         self._card_file: _CardFile | None = None
         self._card: Card | None = None
         self._parsed: tuple[bytes, Card | str] | None = None
         self._card_error: str | None = None
         self._card_missing = False
+        self._restless_since: float | None = None
         self._secrets = Secrets()
-        self._prompt_reader = PromptReader(settings)
+        self._prompt_reader = PromptReader(settings, watch)
         self._prompts: Mapping[str, PromptFile] = {}
         self._basis: object = None
         self._wanted: _Wanted = MappingProxyType({})
@@ -79,9 +84,9 @@ class InputReader:
             nursery.start_soon(self._look_at_card)
             nursery.start_soon(self._look_at_secrets)
         agents = () if self._card is None else self._card.agents
-        self._prompts = await self._prompt_reader.look(
-            self._path(agent.prompt_file) for agent in agents if agent.prompt_file is not None
-        )
+        prompt_files = {self._path(agent.prompt_file) for agent in agents if agent.prompt_file is not None}
+        self._follow(prompt_files)
+        self._prompts = await self._prompt_reader.look(prompt_files)
         return Inputs(
             card=self._card,
             card_error=self._card_error,
@@ -98,10 +103,10 @@ class InputReader:
             self._card_file,
             rereads=lambda card: _BLANK_REREADS if card.missing else 1,
         )
-        if not settled:
-            self._card_error = f"the card keeps changing: it is taken once it stands still for {SETTLE} s"
-            self._card_missing = False
+        if not settled or (found != self._card_file and not self._watch.is_quiet(str(path))):
+            self._note_restless()
             return
+        self._restless_since = None
         self._card_file = found
         self._card_error = found.problem or found.missing
         self._card_missing = found.missing is not None
@@ -121,12 +126,34 @@ class InputReader:
                 self._card = parsed
         self._card_error = self._parsed[1] if isinstance(self._parsed[1], str) else None
 
+    def _note_restless(self) -> None:
+        """Leave the card as it is until it stands still, and say so when that takes long."""
+        now = trio.current_time()
+        if self._restless_since is None:
+            self._restless_since = now
+        if now - self._restless_since >= _RESTLESS:
+            self._card_error = f"the card keeps changing: it is taken once it stands still for {QUIET} s"
+            self._card_missing = False
+
     async def _look_at_secrets(self) -> None:
-        # What never settles is taken all the same: one entry that somebody keeps writing must not cost the others.
-        self._secrets, _ = await settle(
-            lambda: read_secrets(self._settings.secret_dir, self._secrets),
-            self._secrets,
-        )
+        directory, last = self._settings.secret_dir, self._secrets
+        before, seen = last, read_secrets(directory, last)
+        for _ in range(REREADS):
+            if seen.values == before.values:
+                break
+            await trio.sleep(SETTLE)
+            before, seen = seen, read_secrets(directory, last)
+        restless = seen.changed(before)
+        if not self._watch.is_quiet(str(directory)):
+            restless |= seen.changed(last)
+        restless |= {name for name in seen.changed(last) if not self._watch.is_quiet(str(directory / name))}
+        # One entry that somebody keeps writing costs neither its own last good value nor the others.
+        self._secrets = seen.keeping(restless, last)
+
+    def _follow(self, prompt_files: Iterable[str]) -> None:
+        directory = self._settings.secret_dir
+        entries = (str(directory / name) for name in self._secrets.values)
+        self._watch.follow((str(self._settings.config), *entries, *prompt_files), str(directory))
 
     def _path(self, path: str) -> str:
         return expand_path(path, home=self._settings.agent_user.home, base=str(self._settings.config.parent))

@@ -14,6 +14,7 @@ import trio
 from agentd.secrets import read_regular
 from agentd.settings import AgentUser, Settings
 from agentd.settle import Stat, settle, stat_key
+from agentd.watch import Watch
 
 _MAX_PROMPT: Final = 2 * 1024 * 1024
 _READERS: Final = 8
@@ -49,8 +50,9 @@ class PromptFile:
 class PromptReader:
     """Reads the prompt files of one agentd, and remembers what was read."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, watch: Watch) -> None:
         self._settings = settings
+        self._watch = watch
         self._files: dict[str, PromptFile] = {}
         self._readers = trio.CapacityLimiter(_READERS)
 
@@ -68,7 +70,7 @@ class PromptReader:
         found, settled = await settle(partial(_stat_of, path), known.stat if known else None)
         if known and known.stat == found and known.lasting:
             return
-        if settled:
+        if settled and self._watch.is_quiet(path):
             async with self._readers:
                 self._files[path] = await self._read(path, found)
         elif known is None:

@@ -33,6 +33,19 @@ class Secrets:
     values: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen_mapping, repr=False)
     warnings: tuple[str, ...] = ()
 
+    def changed(self, last: "Secrets") -> set[str]:
+        """The names that are new, gone, or have another value."""
+        names = self.values.keys() | last.values.keys()
+        return {name for name in names if self.values.get(name) != last.values.get(name)}
+
+    def keeping(self, names: set[str], last: "Secrets") -> "Secrets":
+        """The same, except that these names are as they were last."""
+        if not names:
+            return self
+        values = {name: value for name, value in self.values.items() if name not in names}
+        kept = {name: last.values[name] for name in names & last.values.keys()}
+        return Secrets(dict(sorted((values | kept).items())), self.warnings)
+
 
 def read_secrets(directory: Path, last: Secrets) -> Secrets:
     """Read the directory's entries; one that is there but cannot be used keeps its value from `last`."""

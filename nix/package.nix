@@ -25,6 +25,7 @@ python3Packages.buildPythonApplication {
   dependencies = with python3Packages; [
     attrs
     hypercorn
+    inotify-simple
     quart-trio
     tomlkit
     trio

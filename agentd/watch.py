@@ -1,0 +1,184 @@
+"""What changes between two looks: inotify on the directories of the card, the secrets and the prompt files.
+
+Directories, not files: who replaces a file by a rename, or switches a symlink on the way to it, changes a directory.
+"""
+
+import errno
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Final
+
+import attrs
+import trio
+from inotify_simple import INotify, flags
+
+from agentd.logs import OncePer
+
+QUIET: Final = 0.3
+"""Seconds without an event after which a path has settled."""
+
+_PAUSE: Final = 0.05
+"""Seconds between two readings of events: a busy directory wakes agentd so often and not more."""
+_MOST_LINKS: Final = 40
+"""The kernel's own limit on the symlinks of one path (MAXSYMLINKS)."""
+
+_CHANGES: Final = (
+    *(flags.MODIFY, flags.CLOSE_WRITE, flags.ATTRIB, flags.CREATE, flags.DELETE, flags.MOVED_FROM, flags.MOVED_TO),
+    *(flags.DELETE_SELF, flags.MOVE_SELF),
+)
+# The agent user may own a directory, and put a symlink in its place.
+_MASK: Final = sum((*_CHANGES, flags.EXCL_UNLINK, flags.ONLYDIR, flags.DONT_FOLLOW))
+
+_log = logging.getLogger("agentd.watch")
+
+_Place = tuple[str, str]
+"""A directory without a symlink in its path, and the name of an entry of it."""
+
+
+@attrs.frozen
+class Trail:
+    """Whatever decides what is at a path: the entries on the way to it, and what the path is in the end."""
+
+    places: tuple[_Place, ...]
+    end: str | None
+    """The path without symlinks; None when there is nothing at it."""
+
+
+def trail(path: str) -> Trail:
+    """Follow an absolute path: its symlinks, wherever they stand, and its last entry, or the first missing."""
+    places: list[_Place] = []
+    here, rest = "/", [name for name in reversed(path.split("/")) if name]
+    while rest:
+        name = rest.pop()
+        if name in {".", ".."}:
+            here = os.path.normpath(os.path.join(here, name))
+            continue
+        entry = os.path.join(here, name)
+        try:
+            target = os.readlink(entry)
+        except OSError as error:
+            missing = error.errno != errno.EINVAL  # which says that it is there and no symlink
+            if missing or not rest:
+                places.append((here, name))
+            if missing:
+                return Trail(tuple(places), None)
+            here = entry
+            continue
+        places.append((here, name))
+        if len(places) > _MOST_LINKS:
+            return Trail(tuple(places), None)
+        here = "/" if target.startswith("/") else here
+        rest += [name for name in reversed(target.split("/")) if name]
+    return Trail(tuple(places), here)
+
+
+class Watch:
+    """Knows which of the followed paths change right now, and knocks when one has settled.
+
+    Until it works, and wherever the kernel cannot watch, nothing is known to change: the tick finds it all the same.
+    """
+
+    def __init__(self) -> None:
+        self._about: Mapping[_Place, frozenset[str]] = {}
+        self._followed: Mapping[str, str] = {}
+        self._quiet_at: dict[str, float] = {}
+        self._kernel: INotify | None = None
+        self._watched: dict[str, int] = {}
+        self._knock: Callable[[], None] = lambda: None
+        self._say = OncePer()
+
+    def is_quiet(self, path: str) -> bool:
+        """Whether there was no event about a path for 0.3 s."""
+        return path not in self._quiet_at
+
+    def follow(self, files: Iterable[str], directory: str) -> None:
+        """From now on follow these files, and all entries of a directory, wherever their symlinks lead by now."""
+        about: dict[_Place, set[str]] = {}
+        for path in (*files, directory):
+            for place in trail(path).places:
+                about.setdefault(place, set()).add(path)
+        end = trail(directory).end
+        self._about = {place: frozenset(paths) for place, paths in about.items()}
+        self._followed = {} if end is None else {end: directory}
+        self._watch_directories()
+
+    async def work(self, knock: Callable[[], None]) -> None:
+        """Read the kernel's events for ever, and knock for every path that has settled after one."""
+        try:
+            kernel = INotify(nonblocking=True)
+        except OSError as error:
+            self._warn(error, "fs.inotify.max_user_instances")
+            return
+        self._kernel, self._knock = kernel, knock
+        try:
+            with kernel:
+                self._watch_directories()
+                while True:
+                    with trio.move_on_at(min(self._quiet_at.values(), default=math.inf)):
+                        await trio.lowlevel.wait_readable(kernel)
+                        self._note(kernel)
+                        await trio.sleep(_PAUSE)
+                    self._note_quiet()
+        finally:
+            self._kernel, self._knock, self._quiet_at = None, lambda: None, {}
+
+    def _note(self, kernel: INotify) -> None:
+        quiet_at = trio.current_time() + QUIET
+        directories: dict[int, list[str]] = {}
+        for directory, descriptor in self._watched.items():
+            directories.setdefault(descriptor, []).append(directory)
+        for event in kernel.read(timeout=0):
+            if event.mask & flags.Q_OVERFLOW:
+                changed = [path for paths in self._about.values() for path in paths]
+            else:
+                changed = [
+                    path for directory in directories.get(event.wd, ()) for path in self._changed(directory, event.name)
+                ]
+            self._quiet_at |= dict.fromkeys(changed, quiet_at)
+
+    def _changed(self, directory: str, name: str) -> Iterable[str]:
+        """The paths that an event is about; without a name it is about the directory itself."""
+        if not name:
+            yield from (path for place, paths in self._about.items() if place[0] == directory for path in paths)
+            yield from (path for end, path in self._followed.items() if end == directory)
+            return
+        yield from self._about.get((directory, name), ())
+        if directory in self._followed:
+            yield os.path.join(self._followed[directory], name)
+
+    def _note_quiet(self) -> None:
+        now = trio.current_time()
+        settled = [path for path, quiet_at in self._quiet_at.items() if quiet_at <= now]
+        for path in settled:
+            del self._quiet_at[path]
+        if settled:
+            _log.debug("changed and settled: %s", ", ".join(settled))
+            self._knock()
+
+    def _watch_directories(self) -> None:
+        if self._kernel is None:
+            return
+        before, self._watched = self._watched, {}
+        for directory in {place[0] for place in self._about} | self._followed.keys():
+            self._watch_directory(self._kernel, directory)
+        for descriptor in set(before.values()) - set(self._watched.values()):
+            with suppress(OSError):  # the directory went, and its watch with it
+                self._kernel.rm_watch(descriptor)
+        if set(self._watched.values()) - set(before.values()):
+            # What changed after it was read, and before it was watched, nobody will tell.
+            self._knock()
+
+    def _watch_directory(self, kernel: INotify, directory: str) -> None:
+        try:
+            self._watched[directory] = kernel.add_watch(directory, _MASK)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                self._warn(error, "fs.inotify.max_user_watches")
+
+    def _warn(self, error: OSError, limit: str) -> None:
+        text = f"inotify: {error.strerror}: raise {limit}; until then changes are found by looking every few seconds"
+        if self._say("inotify", text):
+            _log.warning("%s", text)
