@@ -97,12 +97,10 @@ def parse_card(data: bytes) -> Card:
         named = list(_with_names(entries))
         _check_names(named)
     problems += [problem for entry in entries for problem in entry.place.problems]
+    warnings = tuple(warning for entry in entries for warning in entry.warnings)
     if problems:
-        raise CardError(tuple(problems))
-    return Card(
-        agents=tuple(_agent(one) for one in named),
-        warnings=tuple(warning for entry in entries for warning in entry.warnings),
-    )
+        raise CardError(tuple(problems), warnings)
+    return Card(agents=tuple(_agent(one) for one in named), warnings=warnings)
 
 
 def _agent(named: _Named) -> Agent:
@@ -148,6 +146,11 @@ def _read(path: str, table: Mapping[str, object]) -> _Entry:
         checked = check(at, value)
         if len(place.problems) == before:
             values[key] = checked
+    warnings += [
+        f"{place.at('env').at(name).path}: a variable, and not the agent's {name}, which stands above its env table"
+        for name in values.get("env", ())
+        if name in FIELDS
+    ]
     if "harness" not in table:
         place.at("harness").refuse(f"missing; write one of {', '.join(HARNESSES)}")
     if values.get("type", "native") == "native":

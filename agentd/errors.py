@@ -32,9 +32,10 @@ class Problem:
 class CardError(AgentdError):
     """The card is invalid as a whole; `problems` has every one of its mistakes, in the card's order."""
 
-    def __init__(self, problems: tuple[Problem, ...]) -> None:
+    def __init__(self, problems: tuple[Problem, ...], warnings: tuple[str, ...] = ()) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = problems
+        self.warnings = warnings
 
 
 class TmuxError(AgentdError):

@@ -68,7 +68,7 @@ class InputReader:
         self._watch = watch
         self._card_file: _CardFile | None = None
         self._card: Card | None = None
-        self._parsed: tuple[bytes, Card | str] | None = None
+        self._parsed: tuple[bytes, Card | CardError] | None = None
         self._card_error: str | None = None
         self._card_missing = False
         self._restless_since: float | None = None
@@ -93,11 +93,14 @@ class InputReader:
             card_missing=self._card_missing,
             secrets=self._secrets,
             wanted=self._resolve_all(agents),
-            warnings=(() if self._card is None else self._card.warnings) + self._secrets.warnings,
+            warnings=(() if self._parsed is None else self._parsed[1].warnings) + self._secrets.warnings,
         )
 
     async def _look_at_card(self) -> None:
         path = self._settings.config
+        if not self._watch.is_quiet(str(path)):
+            self._note_restless()
+            return
         found, settled = await settle(
             partial(_read_card, path),
             self._card_file,
@@ -124,7 +127,7 @@ class InputReader:
             self._parsed = data, parsed
             if isinstance(parsed, Card):
                 self._card = parsed
-        self._card_error = self._parsed[1] if isinstance(self._parsed[1], str) else None
+        self._card_error = str(self._parsed[1]) if isinstance(self._parsed[1], CardError) else None
 
     def _note_restless(self) -> None:
         """Leave the card as it is until it stands still, and say so when that takes long."""
@@ -139,16 +142,19 @@ class InputReader:
         directory, last = self._settings.secret_dir, self._secrets
         before, seen = last, read_secrets(directory, last)
         for _ in range(REREADS):
-            if seen.values == before.values:
+            if not seen.changed(before) - self._restless_secrets(seen):
                 break
             await trio.sleep(SETTLE)
             before, seen = seen, read_secrets(directory, last)
-        restless = seen.changed(before)
-        if not self._watch.is_quiet(str(directory)):
-            restless |= seen.changed(last)
-        restless |= {name for name in seen.changed(last) if not self._watch.is_quiet(str(directory / name))}
         # One entry that somebody keeps writing costs neither its own last good value nor the others.
-        self._secrets = seen.keeping(restless, last)
+        self._secrets = seen.keeping(seen.changed(before) | self._restless_secrets(seen), last)
+
+    def _restless_secrets(self, seen: Secrets) -> set[str]:
+        """The names about which there are events right now, among those that changed since the last look."""
+        directory, changed = self._settings.secret_dir, seen.changed(self._secrets)
+        if not self._watch.is_quiet(str(directory)):
+            return changed
+        return {name for name in changed if not self._watch.is_quiet(str(directory / name))}
 
     def _follow(self, prompt_files: Iterable[str]) -> None:
         directory = self._settings.secret_dir
@@ -191,12 +197,11 @@ class InputReader:
         )
 
 
-def _parse(data: bytes) -> Card | str:
-    """Read a card; text is what is wrong with it."""
+def _parse(data: bytes) -> Card | CardError:
     try:
         return parse_card(data)
     except CardError as error:
-        return str(error)
+        return error
 
 
 def _read_card(path: Path) -> _CardFile:

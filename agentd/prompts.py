@@ -67,7 +67,9 @@ class PromptReader:
 
     async def _look_at(self, path: str) -> None:
         known = self._files.get(path)
-        found, settled = await settle(partial(_stat_of, path), known.stat if known else None)
+        found, settled = None, False
+        if self._watch.is_quiet(path):
+            found, settled = await settle(partial(_stat_of, path), known.stat if known else None)
         if known and known.stat == found and known.lasting:
             return
         if settled and self._watch.is_quiet(path):

@@ -20,6 +20,8 @@ from agentd.logs import OncePer
 QUIET: Final = 0.3
 """Seconds without an event after which a path has settled."""
 
+_TOGETHER: Final = 0.3
+"""Seconds for which a path that has settled waits for others that have not: these may never."""
 _PAUSE: Final = 0.05
 """Seconds between two readings of events: a busy directory wakes agentd so often and not more."""
 _MOST_LINKS: Final = 40
@@ -85,6 +87,7 @@ class Watch:
         self._about: Mapping[_Place, frozenset[str]] = {}
         self._followed: Mapping[str, str] = {}
         self._quiet_at: dict[str, float] = {}
+        self._settled_at: float | None = None
         self._kernel: INotify | None = None
         self._watched: dict[str, int] = {}
         self._knock: Callable[[], None] = lambda: None
@@ -117,13 +120,13 @@ class Watch:
             with kernel:
                 self._watch_directories()
                 while True:
-                    with trio.move_on_at(min(self._quiet_at.values(), default=math.inf)):
+                    with trio.move_on_at(self._next_quiet()):
                         await trio.lowlevel.wait_readable(kernel)
                         self._note(kernel)
                         await trio.sleep(_PAUSE)
                     self._note_quiet()
         finally:
-            self._kernel, self._knock, self._quiet_at = None, lambda: None, {}
+            self._kernel, self._knock, self._quiet_at, self._settled_at = None, lambda: None, {}, None
 
     def _note(self, kernel: INotify) -> None:
         quiet_at = trio.current_time() + QUIET
@@ -149,13 +152,22 @@ class Watch:
         if directory in self._followed:
             yield os.path.join(self._followed[directory], name)
 
+    def _next_quiet(self) -> float:
+        """When there may be something to knock for, unless there are events before that."""
+        together = math.inf if self._settled_at is None else self._settled_at + _TOGETHER
+        return min(*self._quiet_at.values(), together, math.inf)
+
     def _note_quiet(self) -> None:
         now = trio.current_time()
         settled = [path for path, quiet_at in self._quiet_at.items() if quiet_at <= now]
         for path in settled:
             del self._quiet_at[path]
-        if settled:
-            _log.debug("changed and settled: %s", ", ".join(settled))
+            _log.debug("%s changed, and has settled", path)
+        if settled and self._settled_at is None:
+            self._settled_at = now
+        # Who writes a card and its secrets one after the other wants them taken in one go.
+        if self._settled_at is not None and (not self._quiet_at or now >= self._settled_at + _TOGETHER):
+            self._settled_at = None
             self._knock()
 
     def _watch_directories(self) -> None:

@@ -518,6 +518,10 @@ def test_every_problem_is_reported_at_once_in_the_cards_order() -> None:
         ("max_restart = 3", 'agent.max_restart: unknown key, ignored; did you mean "max_restarts"?'),
         ('zzzzzz = "s3cret"', "agent.zzzzzz: unknown key, ignored"),
         ('"a\\u001bb" = 1', 'agent."a\\x1bb": unknown key, ignored'),
+        (
+            '[agent.env]\nTIMEOUT = "1h"\ntimeout = "2h"',
+            "agent.env.timeout: a variable, and not the agent's timeout, which stands above its env table",
+        ),
         ('memory = "2GiB"', 'agent.memory: only for type = "sandboxed", ignored'),
     ],
 )

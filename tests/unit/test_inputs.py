@@ -291,15 +291,17 @@ async def test_invalid_card(world: Path, autojump_clock: MockClock, parses: list
     card.write_text(_CARD)
     reader = _reader(world)
     await reader.read()
-    card.write_text('[agent]\nharness = "claude-code"\nrestart = "maybe"\ntimeout = "soon"\n')
+    card.write_text('[agent]\nharness = "claude-code"\nrestart = "maybe"\ntimeout = "soon"\npromt = "x"\n')
     inputs = await reader.read()
     assert list(inputs.wanted) == ["claude-code"]
+    assert inputs.warnings == ('agent.promt: unknown key, ignored; did you mean "prompt"?',)
     error = inputs.card_error or ""
     assert ["restart" in line or "timeout" in line for line in error.splitlines()] == [True, True]
     assert (await reader.read()).card_error == error
     assert len(parses) == 2
     card.write_text(_CARD)
-    assert (await reader.read()).card_error is None
+    inputs = await reader.read()
+    assert (inputs.card_error, inputs.warnings) == (None, ())
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,22 @@ async def test_prompt_rewritten_all_the_time(desk: Desk, autojump_clock: MockClo
     assert await desk.found(lambda: desk.agent().argv[-1] == "second prompt") <= 0.5
 
 
+async def test_written_one_after_the_other(desk: Desk, autojump_clock: MockClock) -> None:
+    """A secret, a prompt file and a card that are written one after the other are taken together."""
+    before = len(desk.looks)
+    for path, text in (
+        (desk.secrets / "KEY", "new"),
+        (desk.prompt, "second"),
+        (desk.secrets / "MORE", "more"),
+        (desk.card, CARD.format("two")),
+    ):
+        path.write_text(text)
+        await trio.sleep(0.06)
+    await desk.found(lambda: list(desk.now.wanted) == ["two"])
+    assert len(desk.looks) == before + 1
+    assert (desk.agent().env["KEY"], desk.agent().env["MORE"], desk.agent().argv[-1]) == ("new", "more", "second")
+
+
 async def test_secret_missing_for_a_moment(desk: Desk, autojump_clock: MockClock) -> None:
     """A secret, or all of them, gone for less than 0.3 s was never gone."""
     before = len(desk.looks)
