@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 _T = TypeVar("_T")
 
@@ -338,7 +339,7 @@ class World:
 
     def status(self, name: str) -> Any:
         """One agent as the API has it."""
-        return self.get(f"/v1/agents/{name}").json
+        return self.get(f"/v1/agents/{quote(name)}").json
 
     def wait_status(self, name: str, *, seconds: float = PATIENCE, **wanted: Any) -> Any:
         """Wait until all of these are true of the agent, and return it."""
