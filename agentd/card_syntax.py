@@ -22,7 +22,7 @@ from tomlkit.exceptions import (
 
 from agentd.errors import CardError, Problem
 
-_LARGEST = 4 << 20
+LARGEST_CARD = 4 << 20
 _BOM = b"\xef\xbb\xbf"
 _BEFORE, _AFTER = 60, 40
 """How much of a long line is shown on either side of the caret."""
@@ -59,8 +59,10 @@ def parse_toml(data: bytes) -> dict[str, object]:
 
 
 def _decoded(data: bytes) -> str:
-    if len(data) > _LARGEST:
-        found = f"{len(data)} bytes are more than the {_LARGEST} that a card may have; move prompts to a prompt_file"
+    if len(data) > LARGEST_CARD:
+        found = (
+            f"{len(data)} bytes are more than the {LARGEST_CARD} that a card may have; move prompts to a prompt_file"
+        )
         raise CardError((Problem("card", found),))
     try:
         text = data.removeprefix(_BOM).decode()

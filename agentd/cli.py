@@ -11,9 +11,10 @@ from typing import NoReturn
 from agentd import __version__
 from agentd.directories import lock_sockets, prepare_directories
 from agentd.errors import StartupError, UsageError
-from agentd.logs import configure, escape
+from agentd.logs import configure
 from agentd.proc_scan import read_stat
 from agentd.settings import Flags, build_settings
+from agentd.wording import escape
 
 _HELP = """\
 agentd runs AI coding agents, each in a tmux session, as a card (jcard.toml) says.

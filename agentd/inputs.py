@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
@@ -10,12 +9,13 @@ import attrs
 import trio
 
 from agentd.card import Agent, Card, parse_card
+from agentd.card_file import CardFile, read_card_file
 from agentd.errors import CardError
 from agentd.prompts import PromptFile, PromptReader
 from agentd.resolve import Blocked, EffectiveAgent, Unsupported, expand_path, resolve
-from agentd.secrets import Secrets, read_regular, read_secrets
+from agentd.secrets import Secrets, read_secrets
 from agentd.settings import Settings
-from agentd.settle import REREADS, SETTLE, Stat, settle, stat_key
+from agentd.settle import REREADS, SETTLE, settle
 from agentd.watch import QUIET, Watch
 
 _LARGE_CARD: Final = 1 << 16
@@ -23,7 +23,6 @@ _BLANK_REREADS: Final = 3
 """So often the same before a card is believed to be blank or missing: it may be about to be written anew."""
 _RESTLESS: Final = 2.0
 """Seconds for which a card may keep changing before that is called a mistake."""
-_MAX_CARD: Final = 4 * 1024 * 1024
 
 _Wanted = Mapping[str, tuple[Agent, EffectiveAgent | Blocked | Unsupported]]
 
@@ -44,29 +43,13 @@ class Inputs:
     warnings: tuple[str, ...]
 
 
-@attrs.frozen(kw_only=True)
-class _CardFile:
-    """The card's file at one moment: its bytes, or the problem with it, or neither when there is none."""
-
-    stat: Stat = ()
-    data: bytes | None = None
-    problem: str | None = None
-
-    @property
-    def missing(self) -> str | None:
-        """What is missing, when there is no card in it."""
-        if self.problem is not None or (self.data and not self.data.isspace()):
-            return None
-        return "the card is missing" if self.data is None else "the card is blank"
-
-
 class InputReader:
     """Reads the inputs of one agentd, and remembers what was good."""
 
     def __init__(self, settings: Settings, watch: Watch) -> None:
         self._settings = settings
         self._watch = watch
-        self._card_file: _CardFile | None = None
+        self._card_file: CardFile | None = None
         self._card: Card | None = None
         self._parsed: tuple[bytes, Card | CardError] | None = None
         self._card_error: str | None = None
@@ -102,7 +85,7 @@ class InputReader:
             self._note_restless()
             return
         found, settled = await settle(
-            partial(_read_card, path),
+            partial(read_card_file, path),
             self._card_file,
             rereads=lambda card: _BLANK_REREADS if card.missing else 1,
         )
@@ -202,13 +185,3 @@ def _parse(data: bytes) -> Card | CardError:
         return parse_card(data)
     except CardError as error:
         return error
-
-
-def _read_card(path: Path) -> _CardFile:
-    try:
-        data, found = read_regular(path, _MAX_CARD)
-    except FileNotFoundError:
-        return _CardFile()
-    except OSError as error:
-        return _CardFile(problem=f"the card cannot be read ({error.strerror})")
-    return _CardFile(stat=stat_key(found), data=data)

@@ -7,6 +7,8 @@ import sys
 import time
 from types import TracebackType
 
+from agentd.wording import escape
+
 _LEVELS = {"WARNING": "WARN", "CRITICAL": "FATAL"}
 _QUIET = ("hypercorn", "hypercorn.error", "hypercorn.access", "quart", "quart.app", "quart.serving", "asyncio")
 _PIECE = 4096
@@ -26,13 +28,6 @@ def configure(*, debug: bool, fd: int = 2) -> None:
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     sys.excepthook = _log_bug
-
-
-def escape(text: str) -> str:
-    """Make text safe for one line: whatever a terminal would not print as itself is escaped."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 class OncePer:

@@ -11,9 +11,9 @@ from typing import Final
 import attrs
 import trio
 
-from agentd.secrets import read_regular
+from agentd.secrets import Stat, read_regular, stat_key
 from agentd.settings import AgentUser, Settings
-from agentd.settle import Stat, settle, stat_key
+from agentd.settle import settle
 from agentd.watch import Watch
 
 _MAX_PROMPT: Final = 2 * 1024 * 1024

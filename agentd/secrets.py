@@ -26,6 +26,9 @@ _KINDS: Final = {
 }
 
 
+Stat = tuple[int, ...]
+
+
 @attrs.frozen
 class Secrets:
     """What one look at the secrets directory gave: variables, and what is wrong there."""
@@ -83,6 +86,11 @@ def read_regular(path: str | Path, limit: int, *, folder: int | None = None) -> 
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"it is larger than {limit} bytes")
     return data, found
+
+
+def stat_key(found: os.stat_result) -> Stat:
+    """Return what changes when a file does."""
+    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_mode, found.st_uid)
 
 
 def _require_regular(found: os.stat_result) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import attrs
 
+from agentd.defaults import ROOT_DEFAULTS, ordinary_defaults, own_home
 from agentd.errors import StartupError, UsageError
 
 _MAX_SOCKET_PATH = 107
@@ -76,15 +77,6 @@ class Flags:
     debug: bool = False
 
 
-@attrs.frozen(kw_only=True)
-class _Defaults:
-    config: Path
-    secret_dir: Path
-    tmux_socket: Path
-    api_socket: Path
-    run_dir: Path
-
-
 def build_settings(flags: Flags, environ: Mapping[str, str]) -> Settings:
     """Fill in what the command line leaves open, for root or for an ordinary user; nothing is created.
 
@@ -97,7 +89,7 @@ def build_settings(flags: Flags, environ: Mapping[str, str]) -> Settings:
     ourselves = _own_user(environ)
     agent_user = _agent_user(flags.agent_user, ourselves, root=root)
     switch_user = agent_user.uid != ourselves.uid
-    defaults = _root_defaults() if root else _ordinary_defaults(ourselves, environ)
+    defaults = ROOT_DEFAULTS if root else ordinary_defaults(ourselves.uid, ourselves.home, environ)
     config = _absolute(flags.config, defaults.config)
     tmux_socket = _socket_path("-tmux-socket", flags.tmux_socket, defaults.tmux_socket)
     api_socket = _socket_path("-api-socket", flags.api_socket, defaults.api_socket)
@@ -120,44 +112,12 @@ def build_settings(flags: Flags, environ: Mapping[str, str]) -> Settings:
     )
 
 
-def _root_defaults() -> _Defaults:
-    return _Defaults(
-        config=Path("/etc/stereos/jcard.toml"),
-        secret_dir=Path("/run/stereos/secrets"),
-        tmux_socket=Path("/run/agentd/tmux.sock"),
-        api_socket=Path("/run/stereos/agentd.sock"),
-        run_dir=Path("/run/agentd-run"),
-    )
-
-
-def _ordinary_defaults(user: AgentUser, environ: Mapping[str, str]) -> _Defaults:
-    # The XDG specification has relative paths ignored.
-    config_home = environ.get("XDG_CONFIG_HOME", "")
-    base = Path(config_home if config_home.startswith("/") else os.path.join(user.home, ".config"), "agentd")
-    runtime = _runtime_dir(user.uid, environ)
-    return _Defaults(
-        config=base / "jcard.toml",
-        secret_dir=base / "secrets",
-        tmux_socket=runtime / "tmux.sock",
-        api_socket=runtime / "agentd.sock",
-        run_dir=runtime / "run",
-    )
-
-
-def _runtime_dir(uid: int, environ: Mapping[str, str]) -> Path:
-    given = environ.get("XDG_RUNTIME_DIR", "")
-    # After `su` the variable may still name another user's directory.
-    if given.startswith("/") and os.path.isdir(given) and os.stat(given).st_uid == uid:
-        return Path(given, "agentd")
-    return Path(f"/tmp/agentd-{uid}")  # noqa: S108 - directories.py takes it only when it is ours alone
-
-
-def _absolute(given: str | None, default: Path) -> Path:
+def _absolute(given: str | None, default: str) -> Path:
     # Lexically, since a symlink on the way (a card in a Nix store) may point elsewhere tomorrow.
-    return default if given is None else Path(os.path.abspath(given))
+    return Path(default if given is None else os.path.abspath(given))
 
 
-def _socket_path(flag: str, given: str | None, default: Path) -> Path:
+def _socket_path(flag: str, given: str | None, default: str) -> Path:
     path = _absolute(given, default)
     length = len(os.fsencode(path))
     if length > _MAX_SOCKET_PATH:
@@ -167,20 +127,19 @@ def _socket_path(flag: str, given: str | None, default: Path) -> Path:
 
 
 def _own_user(environ: Mapping[str, str]) -> AgentUser:
-    # HOME and SHELL come first, as they do for tmux and for every shell that we start as ourselves; a container's
+    # SHELL comes first, as it does for tmux and for every shell that we start as ourselves; a container's
     # user may have no entry in the password database at all.
     uid = os.geteuid()
     try:
         entry = pwd.getpwuid(uid)
-        name, home, shell = entry.pw_name, entry.pw_dir, entry.pw_shell
+        name, shell = entry.pw_name, entry.pw_shell
     except KeyError:
-        name, home, shell = str(uid), "/", ""
-    if environ.get("HOME", "").startswith("/"):
-        home = environ["HOME"]
+        name, shell = str(uid), ""
     if _is_program(environ.get("SHELL", "")):
         shell = environ["SHELL"]
     groups = tuple(sorted({os.getegid(), *os.getgroups()}))
     shell = shell if _is_program(shell) else "/bin/sh"
+    home = own_home(uid, environ)
     return AgentUser(name=name, uid=uid, gid=os.getegid(), groups=groups, home=home, shell=shell)
 
 

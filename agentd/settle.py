@@ -1,13 +1,11 @@
 """When something that others write is believed: when it stands still."""
 
-import os
 from collections.abc import Callable
 from typing import Final, TypeVar
 
 import trio
 
 _T = TypeVar("_T")
-Stat = tuple[int, ...]
 
 SETTLE: Final = 0.1
 """Seconds for which something must not change before it is believed: it may be being rewritten in place."""
@@ -28,8 +26,3 @@ async def settle(read: Callable[[], _T], last: object, rereads: Callable[[_T], i
         if same == rereads(seen):
             return seen, True
     return seen, False
-
-
-def stat_key(found: os.stat_result) -> Stat:
-    """Return what changes when a file does."""
-    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_mode, found.st_uid)

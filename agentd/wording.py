@@ -1,12 +1,18 @@
 """How a message names what was found: quoted, shortened, safe for a terminal, and never a secret."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 _LONGEST = 60
 _LONGEST_SECRET = 5
 """A number in a secret's place is shown up to this length: a port helps to see the mistake, a PIN must not leak."""
 _INT64 = 1 << 63
+
+
+def escape(text: str) -> str:
+    """Make text safe for one line: whatever a terminal would not print as itself is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def quoted(text: str) -> str:
@@ -23,6 +29,8 @@ def _visible(char: str) -> str:
 
 def nearest(word: str, options: Iterable[str]) -> str:
     """Suggest the option that was meant, to end a sentence with; say nothing where none is near."""
+    from difflib import get_close_matches  # a few milliseconds, of which agentctl has not many
+
     found = get_close_matches(word[:_LONGEST].lower(), list(options), n=1)
     return f'; did you mean "{found[0]}"?' if found else ""
 

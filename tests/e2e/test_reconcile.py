@@ -53,14 +53,14 @@ def _card_text(world: World, **keys: object) -> str:
     return world.card.read_text()
 
 
-def _look(world: World) -> None:
-    """Have agentd look, and return when it has, with nothing changed for the agent."""
+def _wait_error(world: World, part: str | None) -> None:
+    """Wait for a card error with that in it, or for the end of all, and see that the agent did not notice."""
+    wait_for(lambda: (part or "None") in str(world.get("/v1/health").json.get("card_error")), f"the card error {part}")
+    _assert_undisturbed(world)
+
+
+def _assert_undisturbed(world: World) -> None:
     (start,) = world.starts("a")
-    # A new warning tells that the look is over: it is published in the same breath as what comes of it.
-    name = f"not-a-name-{len(list(world.secrets.iterdir()))}"
-    (world.secrets / name).touch()
-    world.look()
-    wait_for(lambda: name in str(world.get("/v1/health").json["warnings"]), "the look")
     assert (world.status("a")["pid"], len(world.starts("a"))) == (start.pid, 1)
     assert lives(start.pid)
 
@@ -72,46 +72,69 @@ def test_masterblaster_card(steady: World) -> None:
 
 
 def test_irrelevant_edits(steady: World) -> None:
-    """Comments, order, other sections and a secret that the card overrides change nothing."""
+    """Comments, order, unknown keys, other sections and a secret that the card overrides change nothing."""
     text = _card_text(steady)
-    steady.write_card_text(
-        f"# a comment\n{text.replace('grace_period', '# why' + chr(10) + 'grace_period')}[other]\nx=1\n"
-    )
     (steady.secrets / "TOKEN").write_text("two")
-    _look(steady)
+    steady.write_card_text(
+        f"# a comment\n{text.replace('grace_period', 'nobody_knows = 1 # why' + chr(10) + 'grace_period')}"
+        "[other]\nx=1\n"
+    )
+    # The warning is published in the same breath as what comes of the look.
+    wait_for(lambda: "nobody_knows" in str(steady.get("/v1/health").json["warnings"]), "the warning")
+    _assert_undisturbed(steady)
+    _card_text(steady)
 
 
-@pytest.mark.parametrize("text", ["", "  \n", "agents = 1", "[[agents]\n", "[agent]\nharness = 'nobody'\n", "\xff\x00"])
-def test_bad_card(steady: World, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "the card is blank"),
+        ("  \n", "the card is blank"),
+        ("agents = 1", "agents: "),
+        ("[[agents]\n", "line 1"),
+        ("[agent]\nharness = 'nobody'\n", "agent.harness: "),
+        ("\xff\x00", "NUL"),
+    ],
+)
+def test_bad_card(steady: World, text: str, error: str) -> None:
     """An invalid, blank or torn card stops nothing; it is an error in health while it lasts."""
     steady.write_card_text(text)
-    _look(steady)
-    error = steady.get("/v1/health").json["card_error"]
-    assert (error == "the card is blank") == (not text.strip())
+    _wait_error(steady, error)
     _card_text(steady)
-    _look(steady)
+    _wait_error(steady, None)
     assert "card_error" not in steady.get("/v1/health").json
 
 
 def test_missing_card(steady: World) -> None:
     """A missing card stops nothing; health says so while it lasts, and the log once."""
     steady.card.unlink()
+    _wait_error(steady, "the card is missing")
     _look(steady)
     _look(steady)
     assert steady.get("/v1/health").json["card_error"] == "the card is missing"
     assert sum("the card is missing" in line for line in steady.log_lines) == 1
     _card_text(steady)
-    _look(steady)
-    assert "card_error" not in steady.get("/v1/health").json
+    _wait_error(steady, None)
 
 
 def test_invalid_card_logged_once(steady: World) -> None:
     """An invalid card is one error in the log, however long it lasts."""
     steady.write_card_text("[[agents]]\nharness = 'nobody-at-all'\n")
+    _wait_error(steady, "nobody-at-all")
     _look(steady)
     _look(steady)
     assert sum("nobody-at-all" in line for line in steady.log_lines) == 1
     _card_text(steady)
+    _wait_error(steady, None)
+
+
+def _look(world: World) -> None:
+    """Have agentd look, and return when it has: a new warning tells that."""
+    name = f"not-a-name-{len(list(world.secrets.iterdir()))}"
+    (world.secrets / name).touch()
+    world.look()
+    wait_for(lambda: name in str(world.get("/v1/health").json["warnings"]), "the look")
+    _assert_undisturbed(world)
 
 
 def test_bad_card_from_the_start(world: World) -> None:
@@ -125,22 +148,22 @@ def test_bad_card_from_the_start(world: World) -> None:
     world.wait_ready("a")
 
 
-def test_edits_within_the_tick(world: World) -> None:
-    """Without a signal an edit is there within the tick of 5 s: changed agents relaunch, new ones start, others end."""
+def test_edits_within_a_second(world: World) -> None:
+    """An edit is acted on within a second: changed agents relaunch, new ones start, others end."""
     world.write_card(*(world.agent(name, prompt="one") for name in ("changed", "same", "gone")))
     world.start()
     first = {name: world.wait_ready(name) for name in ("changed", "same", "gone")}
-    began = time.monotonic()
+    began = time.time()
     world.write_card(
         world.agent("changed", prompt="two"), world.agent("same", prompt="one"), world.agent("new", prompt="one")
     )
     second = world.wait_ready("changed", 2)
     world.wait_ready("new")
     wait_for(lambda: "gone" not in world.agents(), "the end of gone")
-    assert time.monotonic() - began < TICK + 7, "the rest takes half a second"
     assert second.argv == ["agent", "two"]
     assert world.status("changed")["restarts"] == 0
-    assert [what for _, what in first["changed"].events] == ["INT"]
+    ((when, what),) = first["changed"].events
+    assert (what, when - began < TICK / 2) == ("INT", True), "half a second, and no tick"
     assert lives(first["same"].pid)
     assert len(world.starts("same")) == 1
     assert world.sessions() == ["changed", "new", "same"]

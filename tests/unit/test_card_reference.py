@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
-from agentd import card_syntax, inputs, prompts, resolve
+from agentd import card_syntax, prompts, resolve
 from agentd.card import Agent, Card, parse_card
 from agentd.card_fields import FIELDS, MOST_AGENTS
 from agentd.duration import parse_duration
@@ -231,11 +231,10 @@ def test_limits() -> None:
     """The limits listed are the code's, in this order."""
     listed = [int(re.sub(r"\D", "", row[1])) for row in _table(_REFERENCE, "what")]
     assert listed == [
-        inputs._MAX_CARD,
+        card_syntax.LARGEST_CARD,
         MOST_AGENTS,
         prompts._MAX_PROMPT,
         resolve._MAX_STRING,
         resolve._MAX_TOTAL,
     ]
-    assert card_syntax._LARGEST == inputs._MAX_CARD
     assert f"1 to {MOST_AGENTS}" in _keys(_REFERENCE)["replicas"][2]

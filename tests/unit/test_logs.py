@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from agentd.logs import OncePer, configure, escape
+from agentd.logs import OncePer, configure
+from agentd.wording import escape
 
 _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ")
 _log = logging.getLogger("agentd.test")

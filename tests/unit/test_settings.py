@@ -15,7 +15,7 @@ import pytest
 
 from agentd.directories import lock_sockets, prepare_directories
 from agentd.errors import StartupError, UsageError
-from agentd.settings import AgentUser, Flags, Settings, _is_recent, _ordinary_defaults, build_settings
+from agentd.settings import AgentUser, Flags, Settings, _is_recent, build_settings
 
 _ROOT = os.geteuid() == 0
 as_root = pytest.mark.skipif(not _ROOT, reason="only root can")
@@ -108,40 +108,6 @@ def test_defaults_of_an_ordinary_user(environ: Mapping[str, str]) -> None:
     assert settings.sudo is None
     assert settings.admin_gid is None
     assert settings.default_workdir == f"{environ['HOME']}/.config/agentd"
-
-
-@pytest.mark.parametrize(
-    ("config_home", "expected"),
-    [
-        (None, "/home/u/.config/agentd"),
-        ("", "/home/u/.config/agentd"),
-        ("relative", "/home/u/.config/agentd"),
-        ("/elsewhere", "/elsewhere/agentd"),
-    ],
-)
-def test_card_and_secrets_follow_xdg(config_home: str | None, expected: str) -> None:
-    """An ordinary user's card and secrets are in XDG_CONFIG_HOME when it is absolute, else in ~/.config."""
-    environ = {} if config_home is None else {"XDG_CONFIG_HOME": config_home}
-    defaults = _ordinary_defaults(attrs.evolve(_NOBODY, home="/home/u"), environ)
-    assert defaults.config == Path(expected, "jcard.toml")
-    assert defaults.secret_dir == Path(expected, "secrets")
-
-
-@pytest.mark.parametrize("runtime", [None, "", "relative", "/nonexistent/dir", "/dev/null", "/proc/1"])
-def test_runtime_directory_that_is_none_is_passed_over(runtime: str | None) -> None:
-    """XDG_RUNTIME_DIR counts only when it is absolute, a directory, and that user's own."""
-    environ = {} if runtime is None else {"XDG_RUNTIME_DIR": runtime}
-    defaults = _ordinary_defaults(attrs.evolve(_NOBODY, uid=61234), environ)
-    assert defaults.tmux_socket == Path("/tmp/agentd-61234/tmux.sock")
-    assert defaults.api_socket == Path("/tmp/agentd-61234/agentd.sock")
-    assert defaults.run_dir == Path("/tmp/agentd-61234/run")
-
-
-def test_runtime_directory_of_ours_is_used(tmp_path: Path) -> None:
-    """An own XDG_RUNTIME_DIR holds the sockets and the run directory."""
-    user = attrs.evolve(_NOBODY, uid=os.geteuid())
-    defaults = _ordinary_defaults(user, {"XDG_RUNTIME_DIR": str(tmp_path)})
-    assert (defaults.tmux_socket, defaults.run_dir) == (tmp_path / "agentd/tmux.sock", tmp_path / "agentd/run")
 
 
 def test_own_user_needs_no_sudo(settings: Settings, tmp_path: Path) -> None:

@@ -22,16 +22,17 @@ _ORDER = """
     sdnotify
     inputs prompts settle watch
     status sessions plan lifecycle
-    ctl
+    ctl ctl_client ctl_text
     resolve
-    secrets card card_fields card_syntax harness duration
-    directories settings logs wording errors __init__
+    card_file secrets card card_fields card_syntax harness duration
+    directories settings defaults logs wording errors __init__
 """.split()  # noqa: SIM905 - read as a picture
 
 # Values and decisions: no trio, no tmux, so that agentctl and every test have them for nothing.
 _PURE = """
-    plan lifecycle resolve secrets card card_fields card_syntax harness duration wording errors
+    plan lifecycle resolve card_file secrets card card_fields card_syntax harness duration wording errors
     script terminal proc_scan tmux_protocol
+    ctl ctl_client ctl_text defaults __init__
 """.split()  # noqa: SIM905 - the same
 
 _LONGEST = 420
