@@ -5,7 +5,7 @@ from pathlib import Path
 import attrs
 
 from agentd.card_syntax import LARGEST_CARD
-from agentd.secrets import Stat, read_regular, stat_key
+from agentd.regular_file import Stat, read_regular, stat_key
 
 
 @attrs.frozen(kw_only=True)

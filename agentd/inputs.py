@@ -66,6 +66,8 @@ class InputReader:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_at_card)
             nursery.start_soon(self._look_at_secrets)
+            # They settle side by side; whether they are still wanted only the card tells.
+            nursery.start_soon(self._prompt_reader.look, self._prompts.keys())
         agents = () if self._card is None else self._card.agents
         prompt_files = {self._path(agent.prompt_file) for agent in agents if agent.prompt_file is not None}
         self._follow(prompt_files)

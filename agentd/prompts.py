@@ -11,7 +11,7 @@ from typing import Final
 import attrs
 import trio
 
-from agentd.secrets import Stat, read_regular, stat_key
+from agentd.regular_file import Stat, read_regular, stat_key
 from agentd.settings import AgentUser, Settings
 from agentd.settle import settle
 from agentd.watch import Watch

@@ -11,22 +11,13 @@ from typing import Final
 import attrs
 
 from agentd.card import _frozen_mapping
+from agentd.regular_file import read_regular
 
 _MAX_VARIABLE: Final = 131_072
 """The kernel's limit (MAX_ARG_STRLEN) on one `NAME=value` with its NUL."""
 _MAX_ENTRIES: Final = 1_000
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _RESERVED: Final = ("TMUX", "AGENTD_")
-_KINDS: Final = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
-
-
-Stat = tuple[int, ...]
 
 
 @attrs.frozen
@@ -66,37 +57,6 @@ def read_secrets(directory: Path, last: Secrets) -> Secrets:
         return _keep_all(directory, last, error)
     finally:
         os.close(folder)
-
-
-def read_regular(path: str | Path, limit: int, *, folder: int | None = None) -> tuple[bytes, os.stat_result]:
-    """Read a whole regular file through symlinks, never waiting for anything.
-
-    OSError: it cannot be read, is not a regular file, or is larger than `limit`; `strerror` says what was found.
-    """
-    # Looked at before it is opened, since opening a device can act on it, and again after, since it may have changed.
-    _require_regular(os.stat(path, dir_fd=folder))
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        found = os.fstat(descriptor)
-        _require_regular(found)
-        with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(limit + 1)
-    finally:
-        os.close(descriptor)
-    if len(data) > limit:
-        raise OSError(errno.EFBIG, f"it is larger than {limit} bytes")
-    return data, found
-
-
-def stat_key(found: os.stat_result) -> Stat:
-    """Return what changes when a file does."""
-    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_mode, found.st_uid)
-
-
-def _require_regular(found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something unknown")
-        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file")
 
 
 def _keep_all(directory: Path, last: Secrets, error: OSError) -> Secrets:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agentd.secrets import Secrets, read_regular, read_secrets
+from agentd.regular_file import read_regular
+from agentd.secrets import Secrets, read_secrets
 
 _LIMIT = 131_072
 

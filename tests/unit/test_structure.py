@@ -24,13 +24,13 @@ _ORDER = """
     status sessions plan lifecycle
     ctl ctl_client ctl_text
     resolve
-    card_file secrets card card_fields card_syntax harness duration
+    card_file secrets card card_fields card_syntax harness duration regular_file
     directories settings defaults logs wording errors __init__
 """.split()  # noqa: SIM905 - read as a picture
 
 # Values and decisions: no trio, no tmux, so that agentctl and every test have them for nothing.
 _PURE = """
-    plan lifecycle resolve card_file secrets card card_fields card_syntax harness duration wording errors
+    plan lifecycle resolve card_file secrets card card_fields card_syntax harness duration wording errors regular_file
     script terminal proc_scan tmux_protocol
     ctl ctl_client ctl_text defaults __init__
 """.split()  # noqa: SIM905 - the same

@@ -144,7 +144,9 @@ async def test_change_is_found(desk: Desk, autojump_clock: MockClock, write: Cal
     write(desk.card, CARD.format("two"))
     assert await desk.found(lambda: list(desk.now.wanted) == ["two"]) == pytest.approx(0.4, abs=0.03)
     write(desk.prompt, "second")
+    write(desk.card, CARD.format("one"))
     assert await desk.found(lambda: desk.agent().argv[-1] == "second") == pytest.approx(0.4, abs=0.03)
+    assert list(desk.now.wanted) == ["one"]
     write(desk.secrets / "KEY", "new")
     assert await desk.found(lambda: desk.agent().env["KEY"] == "new") == pytest.approx(0.4, abs=0.03)
     write(desk.secrets / "MORE", "more")
