@@ -164,7 +164,9 @@ class Reconciler:
                 _log.warning("%s, the last good one stays in force: %s", error, daemon.card)
             else:
                 kept = "the last good one stays in force" if inputs.card else "nothing is started"
-                _log.error("card %s is not valid, %s: %s", daemon.card, kept, error)
+                _log.error("card %s is not valid, %s:", daemon.card, kept)
+                for line in error.splitlines():
+                    _log.error("card: %s", line)
         for warning in inputs.warnings:
             if warning not in daemon.warnings:
                 _log.warning("%s", warning)

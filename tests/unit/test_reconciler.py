@@ -658,19 +658,24 @@ async def test_invalid_card(autojump_clock: MockClock, world: World, caplog: pyt
         shown.append(world.store.daemon.card_error)
         at_work.desk.inputs = inputs_of(effective_of(), card_error="line 3: no")
         await until(31)
-    line = ("ERROR", "card /etc/stereos/jcard.toml is not valid, the last good one stays in force: line 3: no")
-    assert _said(caplog) == [line, line]
+    lines = [
+        ("ERROR", "card /etc/stereos/jcard.toml is not valid, the last good one stays in force:"),
+        ("ERROR", "card: line 3: no"),
+    ]
+    assert _said(caplog) == lines * 2
     assert shown == ["line 3: no", None]
     assert world.times("launch") == [0]
 
 
 async def test_invalid_first_card(autojump_clock: MockClock, world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """An invalid card before any good one starts nothing, and the log says so."""
-    desk = Desk(inputs_of(card=None, card_error="line 3: no"))
+    """An invalid card before any good one starts nothing, and the log says so, a line for each mistake."""
+    desk = Desk(inputs_of(card=None, card_error="agents[0].harness: no\nagents[1].restart: no"))
     async with reconciling(world, desk=desk):
         await until(20)
     assert _said(caplog) == [
-        ("ERROR", "card /etc/stereos/jcard.toml is not valid, nothing is started: line 3: no"),
+        ("ERROR", "card /etc/stereos/jcard.toml is not valid, nothing is started:"),
+        ("ERROR", "card: agents[0].harness: no"),
+        ("ERROR", "card: agents[1].restart: no"),
     ]
 
 
