@@ -62,8 +62,13 @@ class PromptReader:
         self._files = {path: known for path, known in self._files.items() if path in wanted}
         async with trio.open_nursery() as nursery:
             for path in wanted:
-                nursery.start_soon(self._look_at, path)
+                if not self._is_known(path):
+                    nursery.start_soon(self._look_at, path)
         return self._files.copy()
+
+    def _is_known(self, path: str) -> bool:
+        known = self._files.get(path)
+        return known is not None and known.lasting and known.stat == _stat_of(path)
 
     async def _look_at(self, path: str) -> None:
         known = self._files.get(path)
