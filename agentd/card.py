@@ -18,6 +18,8 @@ from agentd.errors import CardError, Problem
 from agentd.harness import HARNESSES
 from agentd.wording import described, nearest, quoted
 
+_TABLES = ("agent", "agents")
+
 
 def _frozen_mapping(value: Mapping[str, str]) -> Mapping[str, str]:
     return MappingProxyType(dict(value))
@@ -88,7 +90,9 @@ class _Named:
 def parse_card(data: bytes) -> Card:
     """Read a card, or raise CardError with every problem in it; whatever is not about agents is ignored."""
     problems: list[Problem] = []
-    entries = [_read(path, table) for path, table in _tables(parse_toml(data), problems)]
+    document = parse_toml(data)
+    misspelt = _misspelt(document, problems)
+    entries = [_read(path, table) for path, table in _tables(document, problems)]
     wanted = sum(entry.replicas for entry in entries)
     named: list[_Named] = []
     if wanted > MOST_AGENTS:
@@ -97,7 +101,7 @@ def parse_card(data: bytes) -> Card:
         named = list(_with_names(entries))
         _check_names(named)
     problems += [problem for entry in entries for problem in entry.place.problems]
-    warnings = tuple(warning for entry in entries for warning in entry.warnings)
+    warnings = misspelt + tuple(warning for entry in entries for warning in entry.warnings)
     if problems:
         raise CardError(tuple(problems), warnings)
     return Card(agents=tuple(_agent(one) for one in named), warnings=warnings)
@@ -114,22 +118,48 @@ def _tables(document: Mapping[str, object], problems: list[Problem]) -> Iterator
         problems.append(Problem("agents", "the card has [agent] too; write every agent as an entry of [[agents]]"))
     if "agent" in document:
         agent = document["agent"]
-        if isinstance(agent, dict):
-            yield "agent", agent
-        else:
+        if not isinstance(agent, dict):
             advice = "write [agent] for one agent, or [[agents]] for each of several"
             problems.append(Problem("agent", f"expected a table, found {described(agent, secret=True)}; {advice}"))
-    agents = document.get("agents", [])
-    if not isinstance(agents, list):
-        found = described(agents, secret=True)
-        problems.append(Problem("agents", f"expected an array of tables, found {found}; write [[agents]] for each"))
-        return
-    for index, agent in enumerate(agents):
-        if isinstance(agent, dict):
-            yield f"agents[{index}]", agent
+        yield from _tables_in("agent", agent)
+    if "agents" in document:
+        agents = document["agents"]
+        if not isinstance(agents, list):
+            found = described(agents, secret=True)
+            problems.append(Problem("agents", f"expected an array of tables, found {found}; write [[agents]] for each"))
+        for index, item in enumerate(agents if isinstance(agents, list) else ()):
+            if not isinstance(item, dict):
+                found = described(item, secret=True)
+                text = f"expected a table, found {found}; write [[agents]] for each"
+                problems.append(Problem(f"agents[{index}]", text))
+        yield from _tables_in("agents", agents)
+
+
+def _tables_in(path: str, value: object) -> Iterator[tuple[str, dict[str, object]]]:
+    """The tables of agents that somebody meant, whether he wrote one table, several, or one for each name."""
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            if isinstance(item, dict):
+                yield f"{path}[{index}]", item
+    elif isinstance(value, dict):
+        named = {key: item for key, item in value.items() if isinstance(item, dict) and key not in FIELDS}
+        if path == "agent" or len(named) < len(value) or not value:
+            yield path, value
         else:
-            found = described(agent, secret=True)
-            problems.append(Problem(f"agents[{index}]", f"expected a table, found {found}; write [[agents]] for each"))
+            for key, item in named.items():
+                yield Place(path, []).at(key).path, item
+
+
+def _misspelt(document: Mapping[str, object], problems: list[Problem]) -> tuple[str, ...]:
+    """Refuse what can only be the agents' table; warn of what may be it. Without this a typo would end every agent."""
+    warnings = []
+    for key in document if not {"agent", "agents"} & document.keys() else ():
+        place = Place("", []).at(key).path.removeprefix(".")
+        if key.casefold() in {"agent", "agents"}:
+            problems.append(Problem(place, "only small letters are read; write [agent] or [[agents]]"))
+        elif suggestion := nearest(key, _TABLES):
+            warnings.append(f"{place}: not read, and the card has no agents{suggestion}")
+    return tuple(warnings)
 
 
 def _read(path: str, table: Mapping[str, object]) -> _Entry:

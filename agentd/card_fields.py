@@ -1,6 +1,5 @@
 """The keys of an agent in the card: for each, what it may be and what is said when it is something else."""
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -86,6 +85,9 @@ def _word(place: Place, value: object) -> str | None:
 
 
 def _name(place: Place, value: object) -> str | None:
+    shown = scalar(value)
+    if shown and session_fault(shown):
+        return place.refuse(f"expected a string, found {described(value)}")
     text = _word(place, value)
     if text is None:
         return None
@@ -127,11 +129,12 @@ def _harness(place: Place, value: object) -> object:
 def _integer(least: int, most: int) -> Check:
     def check(place: Place, value: object) -> int | None:
         if not isinstance(value, int) or isinstance(value, bool):
-            advice = ""
+            meant = None
             if isinstance(value, str) and _INTEGER.fullmatch(value):
-                advice = f"; write {int(value)}"
+                meant = int(value)
             elif isinstance(value, float) and value.is_integer():
-                advice = f"; write {value:.0f}"
+                meant = int(value)
+            advice = f"; write {meant}" if meant is not None and least <= meant <= most else ""
             return place.refuse(f"expected an integer, found {described(value)}{advice}")
         if value < least:
             return place.refuse(f"{described(value)} is too small; write {least} or more")
@@ -144,11 +147,7 @@ def _integer(least: int, most: int) -> Check:
 
 def _seconds(place: Place, value: object) -> float | None:
     if not isinstance(value, str):
-        advice = '"30s"'
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0:
-            text = f"{scalar(value)}s"
-            advice = quoted(text) if re.fullmatch(r"[0-9.]+s", text) else advice
-        return place.refuse(f"expected a duration in quotes, found {described(value)}; write {advice}")
+        return place.refuse(f"expected a duration in quotes, found {described(value)}; write {_meant_seconds(value)}")
     try:
         nanoseconds = parse_duration(value)
     except ValueError as error:
@@ -156,6 +155,16 @@ def _seconds(place: Place, value: object) -> float | None:
     if nanoseconds <= 0:
         return place.refuse(f'{quoted(value)} is not longer than zero; write for example "30s" or leave the key out')
     return nanoseconds / 1e9
+
+
+def _meant_seconds(value: object) -> str:
+    """Spell a number as the duration that was meant by it, or give an example where it cannot be one."""
+    text = f"{scalar(value)}s"
+    try:
+        nanoseconds = parse_duration(text)
+    except ValueError:
+        nanoseconds = 0
+    return quoted(text if nanoseconds > 0 else "30s")
 
 
 def _texts(place: Place, value: object) -> tuple[str | None, ...] | None:

@@ -1,10 +1,13 @@
 """Asking agentd's API over its Unix socket, and saying in one sentence why it does not answer."""
 
+import contextlib
 import http.client
 import json
+import math
 import os
 import socket
 import stat
+import time
 from typing import Any
 from urllib.parse import quote
 
@@ -30,7 +33,6 @@ class Client:
     def __init__(self, path: str, *, timeout: float = _TIMEOUT) -> None:
         self._path = path
         self._timeout = timeout
-        self._connection = _Connection(path, timeout)
 
     def health(self) -> dict[str, Any]:
         """Ask for agentd's own status."""
@@ -40,7 +42,7 @@ class Client:
         """Ask for all agents, in the card's order."""
         found = self._get("/v1/agents")
         if not isinstance(found, list):
-            raise self._stranger()
+            raise self.stranger()
         return [self._object(agent) for agent in found]
 
     def agent(self, name: str) -> dict[str, Any]:
@@ -48,26 +50,27 @@ class Client:
         # As bytes, so that it is the same name in every locale.
         return self._object(self._get(f"/v1/agents/{quote(os.fsencode(name), safe='')}"))
 
-    def close(self) -> None:
-        """Let go of the socket."""
-        self._connection.close()
+    def stranger(self) -> ApiError:
+        """Say that what answers is not agentd."""
+        return ApiError(f"what listens on {self._path} does not answer as agentd does: give agentd's own --api-socket")
 
     def _get(self, target: str) -> Any:
         try:
-            self._connection.request("GET", target)
-            response = self._connection.getresponse()
-            body = response.read(_MOST + 1)
+            with contextlib.closing(_Connection(self._path, time.monotonic() + self._timeout)) as connection:
+                connection.request("GET", target)
+                response = connection.getresponse()
+                body = response.read(_MOST + 1)
         except OSError as error:
             raise ApiError(self._reason(error)) from error
         except http.client.HTTPException as error:
-            raise self._stranger() from error
+            raise self.stranger() from error
         if len(body) > _MOST:
             msg = f"what listens on {self._path} answers with more than {_MOST} bytes: is it agentd?"
             raise ApiError(msg)
         try:
-            value = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise self._stranger() from error
+            value = json.loads(body, parse_constant=_finite, parse_float=_finite)
+        except ValueError as error:
+            raise self.stranger() from error
         if response.status == http.client.OK:
             return value
         text = value.get("error") if isinstance(value, dict) else None
@@ -77,11 +80,8 @@ class Client:
 
     def _object(self, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise self._stranger()
+            raise self.stranger()
         return value
-
-    def _stranger(self) -> ApiError:
-        return ApiError(f"what listens on {self._path} does not answer as agentd does: give agentd's own --api-socket")
 
     def _reason(self, error: OSError) -> str:
         path = self._path
@@ -112,14 +112,47 @@ class Client:
 class _Connection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
+    def __init__(self, path: str, deadline: float) -> None:
+        super().__init__("localhost")
         self._path = path
+        self._deadline = deadline
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
+        self.sock = _Socket(self._deadline)
         self.sock.connect(self._path)
+
+
+class _Socket(socket.socket):
+    """A Unix socket that waits until a deadline and no longer, also when a little comes time and again."""
+
+    def __init__(self, deadline: float) -> None:
+        super().__init__(socket.AF_UNIX)
+        self._deadline = deadline
+
+    def connect(self, address: Any) -> None:
+        """Connect as every socket does."""
+        self._wait_for_the_rest()
+        super().connect(address)
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """Receive as every socket does; all that http.client reads comes from here."""
+        self._wait_for_the_rest()
+        return super().recv_into(buffer, nbytes, flags)
+
+    def _wait_for_the_rest(self) -> None:
+        # Left to the socket, 0 would mean not to wait, and the timeout would be that of each call.
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.settimeout(left)
+
+
+def _finite(text: str) -> float:
+    """Read a number; ValueError: it is none of JSON's, though Python reads and writes it."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def _is_socket(path: str) -> bool:

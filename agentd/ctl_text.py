@@ -25,6 +25,8 @@ _ORDER = (
 """What an operator asks first comes first; what this does not know comes last."""
 _TIMES = frozenset({"since", "next_restart_at", "started_at", "deadline_at"})
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
+_LONGEST_SPAN = 9_999_999
+"""Of days: more than there are in Python's calendar, and only a broken clock tells of more."""
 
 
 def table(agents: Sequence[Mapping[str, Any]], now: float) -> list[str]:
@@ -159,7 +161,7 @@ def _exit(ended: Mapping[str, Any], now: float) -> str:
     text = words.get(how, how)
     duration = ended.get("duration_seconds")
     if isinstance(duration, int | float):
-        text += f" after {duration:.3g}s" if duration < _UNITS[-2][0] else f" after {_span(duration)}"
+        text += f" after {duration:.3g}s" if 0 < duration < _UNITS[-2][0] else f" after {_span(duration)}"
     if wish := ended.get("wish"):
         text += f", as agentd asked it to ({_plain(wish)})"
     return f"{text}, {_time(_plain(ended.get('at')), now)}"
@@ -187,7 +189,9 @@ def _seconds(text: str) -> float | None:
 def _span(seconds: float) -> str:
     for size, unit in _UNITS:
         if seconds >= size:
-            return f"{seconds // size:.0f}{unit}"
+            count = seconds // size
+            # Not of a count beyond: an integer can be too large to be formatted.
+            return f"{count:.0f}{unit}" if count <= _LONGEST_SPAN else f"more than {_LONGEST_SPAN}{unit}"
     return "0s"
 
 
@@ -206,7 +210,10 @@ def _is_caret(line: str) -> bool:
 
 
 def _excerpt(line: str, caret: int) -> Iterator[str]:
-    before, after = escape(line[:caret].ljust(caret)), escape(line[caret:])
+    """Show a line with its caret, of which the place is counted in cells."""
+    line = _padded(line, caret)
+    start = _fitting(line, caret)
+    before, after = escape(line[:start]), escape(line[start:])
     indent = before[: len(before) - len(before.lstrip(" "))]
     room = WIDTH - len(_GAP) - _CARET_ROOM
     if cells(before) > room:
@@ -239,6 +246,8 @@ def _wrapped(text: str, first: str, rest: str) -> Iterator[str]:
 
 def _fitting(text: str, width: int, start: int = 0) -> int:
     """The end of what has place in the width, from there on."""
+    if text.isascii():
+        return min(start + max(width, 0), len(text))
     for index in range(start, len(text)):
         width -= _cells_of(text[index])
         if width < 0:
@@ -248,6 +257,8 @@ def _fitting(text: str, width: int, start: int = 0) -> int:
 
 def _fitting_from_the_end(text: str, width: int) -> int:
     """The start of what has place in the width, at the text's end."""
+    if text.isascii():
+        return max(len(text) - max(width, 0), 0)
     start = len(text)
     while start and (width := width - _cells_of(text[start - 1])) >= 0:
         start -= 1

@@ -1,6 +1,9 @@
 """One look at the world outside: the card once it is settled, the secrets, the prompt files."""
 
+import os
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 from typing import Final
@@ -19,10 +22,12 @@ from agentd.settle import REREADS, SETTLE, settle
 from agentd.watch import QUIET, Watch
 
 _LARGE_CARD: Final = 1 << 16
+_SWITCH: Final = 0.005
+"""Python's own seconds between two switches of threads."""
+_SHORT_SWITCH: Final = 0.0002
+"""The same while a large card is parsed: a stop, which reads much of /proc, took seconds longer."""
 _BLANK_REREADS: Final = 3
 """So often the same before a card is believed to be blank or missing: it may be about to be written anew."""
-_RESTLESS: Final = 2.0
-"""Seconds for which a card may keep changing before that is called a mistake."""
 
 _Wanted = Mapping[str, tuple[Agent, EffectiveAgent | Blocked | Unsupported]]
 
@@ -54,7 +59,6 @@ class InputReader:
         self._parsed: tuple[bytes, Card | CardError] | None = None
         self._card_error: str | None = None
         self._card_missing = False
-        self._restless_since: float | None = None
         self._secrets = Secrets()
         self._prompt_reader = PromptReader(settings, watch)
         self._prompts: Mapping[str, PromptFile] = {}
@@ -78,50 +82,50 @@ class InputReader:
             card_missing=self._card_missing,
             secrets=self._secrets,
             wanted=self._resolve_all(agents),
-            warnings=(() if self._parsed is None else self._parsed[1].warnings) + self._secrets.warnings,
+            warnings=(() if self._parsed is None else self._parsed[1].warnings)
+            + self._secrets.warnings
+            + self._watch.warnings,
         )
 
     async def _look_at_card(self) -> None:
         path = self._settings.config
         if not self._watch.is_quiet(str(path)):
-            self._note_restless()
+            if self._watch.is_restless(str(path)):
+                self._call_restless()
             return
         found, settled = await settle(
             partial(read_card_file, path),
             self._card_file,
             rereads=lambda card: _BLANK_REREADS if card.missing else 1,
         )
-        if not settled or (found != self._card_file and not self._watch.is_quiet(str(path))):
-            self._note_restless()
+        if found != self._card_file and not self._watch.is_quiet(str(path)):
             return
-        self._restless_since = None
+        if not settled:
+            self._call_restless()
+            return
         self._card_file = found
         self._card_error = found.problem or found.missing
         self._card_missing = found.missing is not None
         if found.data is not None and not self._card_missing:
             await self._take_card(found.data)
 
+    def _call_restless(self) -> None:
+        """Leave the card as it was until it stands still, and say so."""
+        self._card_error = f"the card keeps changing: it is taken once it stands still for {QUIET} s"
+        self._card_missing = False
+
     async def _take_card(self, data: bytes) -> None:
         """Put the card in force unless it is invalid, and say why it is."""
         if self._parsed is None or self._parsed[0] != data:
             # A hostile megabyte keeps tomlkit busy for half a minute; nobody else shall wait for that, nor a stop.
             if len(data) > _LARGE_CARD:
-                parsed = await trio.to_thread.run_sync(_parse, data, abandon_on_cancel=True)
+                parsed = await trio.to_thread.run_sync(_parse_aside, data, abandon_on_cancel=True)
             else:
                 parsed = _parse(data)
             self._parsed = data, parsed
             if isinstance(parsed, Card):
                 self._card = parsed
         self._card_error = str(self._parsed[1]) if isinstance(self._parsed[1], CardError) else None
-
-    def _note_restless(self) -> None:
-        """Leave the card as it is until it stands still, and say so when that takes long."""
-        now = trio.current_time()
-        if self._restless_since is None:
-            self._restless_since = now
-        if now - self._restless_since >= _RESTLESS:
-            self._card_error = f"the card keeps changing: it is taken once it stands still for {QUIET} s"
-            self._card_missing = False
 
     async def _look_at_secrets(self) -> None:
         directory, last = self._settings.secret_dir, self._secrets
@@ -143,8 +147,10 @@ class InputReader:
 
     def _follow(self, prompt_files: Iterable[str]) -> None:
         directory = self._settings.secret_dir
-        entries = (str(directory / name) for name in self._secrets.values)
-        self._watch.follow((str(self._settings.config), *entries, *prompt_files), str(directory))
+        links: list[str] = []
+        with suppress(OSError), os.scandir(directory) as entries:
+            links += (entry.path for entry in entries if entry.is_symlink())
+        self._watch.follow((str(self._settings.config), *links, *prompt_files), str(directory))
 
     def _path(self, path: str) -> str:
         return expand_path(path, home=self._settings.agent_user.home, base=str(self._settings.config.parent))
@@ -180,6 +186,15 @@ class InputReader:
             card_dir=str(self._settings.config.parent),
             default_workdir=self._settings.default_workdir,
         )
+
+
+def _parse_aside(data: bytes) -> Card | CardError:
+    """Parse in a thread that hinders the others little: after each system call they wait for it to be switched."""
+    sys.setswitchinterval(_SHORT_SWITCH)
+    try:
+        return _parse(data)
+    finally:
+        sys.setswitchinterval(_SWITCH)
 
 
 def _parse(data: bytes) -> Card | CardError:

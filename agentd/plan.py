@@ -21,8 +21,7 @@ class Phase(StrEnum):
 class RunView:
     """What the plan must know of a run."""
 
-    digest: str
-    session: str
+    effective: EffectiveAgent
     phase: Phase
 
 
@@ -68,10 +67,10 @@ def plan(wanted: Wanted, runs: Mapping[str, RunView]) -> tuple[Action, ...]:
     """The actions that bring the runs nearer to what is wanted, stops first, the rest in the card's order.
 
     A stopping run blocks its successor, and a session's name belongs to the run that has it until that run's end.
-    Nobody is relaunched for the same digest. An input that vanished (`Blocked`) stops nothing.
+    Nobody is relaunched for the same digest. An input that vanished (`Blocked`) stops nothing that lives.
     """
     stops = tuple(stop for name, run in runs.items() if (stop := _stop(name, run, wanted)) is not None)
-    held = {run.session: name for name, run in runs.items()}
+    held = {run.effective.agent.session: name for name, run in runs.items()}
     rest: list[Action] = []
     for name, (agent, what) in wanted.items():
         if name in runs:
@@ -82,7 +81,9 @@ def plan(wanted: Wanted, runs: Mapping[str, RunView]) -> tuple[Action, ...]:
             case Unsupported():
                 rest.append(Refuse(agent, what))
             case EffectiveAgent() if (owner := held.get(agent.session)) is not None:
-                message = f"The session {agent.session!r} still belongs to the agent {owner!r}, which is being stopped."
+                message = (
+                    f"The session {agent.session!r} still belongs to the agent {owner!r}: waits until that has left it."
+                )
                 rest.append(Hold(agent, Blocked(reason="session_taken", message=message)))
             case EffectiveAgent():
                 rest.append(Start(what))
@@ -94,11 +95,22 @@ def _stop(name: str, run: RunView, wanted: Wanted) -> Stop | None:
         return None
     if name not in wanted:
         return Stop(name, REMOVED)
-    _, what = wanted[name]
+    agent, what = wanted[name]
     match what:
-        case EffectiveAgent(digest=digest) if digest != run.digest:
+        case EffectiveAgent(digest=digest) if digest != run.effective.digest:
             return Stop(name, CHANGED)
         case Unsupported():
             return Stop(name, CHANGED)
+        case Blocked() if run.phase is Phase.ENDED and agent != run.effective.agent:
+            return Stop(name, CHANGED)
         case _:
             return None
+
+
+def not_in_force(wanted: Wanted, runs: Mapping[str, RunView]) -> tuple[str, ...]:
+    """Warn of the agents that live although what the card wants of them now could not be launched."""
+    return tuple(
+        f"agent {name} goes on as it was launched: {what.message}"
+        for name, (_, what) in wanted.items()
+        if isinstance(what, Blocked) and name in runs and runs[name].phase is Phase.ACTIVE
+    )

@@ -15,7 +15,7 @@ from agentd.card import Agent
 from agentd.inputs import Inputs
 from agentd.lifecycle import State
 from agentd.logs import OncePer
-from agentd.plan import Action, Hold, Phase, Refuse, RunView, Start, Stop, plan
+from agentd.plan import Action, Hold, Phase, Refuse, RunView, Start, Stop, not_in_force, plan
 from agentd.resolve import Blocked
 from agentd.run import Run, Surroundings
 from agentd.status import AgentStatus
@@ -81,10 +81,7 @@ class Reconciler:
             self.knock()
 
     def _views(self) -> dict[str, RunView]:
-        return {
-            name: RunView(entry.run.effective.digest, entry.run.effective.agent.session, entry.phase)
-            for name, entry in self._runs.items()
-        }
+        return {name: RunView(entry.run.effective, entry.phase) for name, entry in self._runs.items()}
 
     def _apply(self, action: Action, agents: trio.Nursery) -> None:
         match action:
@@ -153,7 +150,8 @@ class Reconciler:
     def _tell(self, inputs: Inputs) -> None:
         """Publish what is to be said about the inputs themselves, each thing once while it lasts."""
         daemon = self._around.store.daemon
-        self._around.store.put_daemon(attrs.evolve(daemon, card_error=inputs.card_error, warnings=inputs.warnings))
+        warnings = inputs.warnings + not_in_force(inputs.wanted, self._views())
+        self._around.store.put_daemon(attrs.evolve(daemon, card_error=inputs.card_error, warnings=warnings))
         # Before the first card that is all there is to say; after it, what is missing is a card error like any other.
         waiting = inputs.card_missing and inputs.card is None
         if self._say("waiting", str(waiting)) and waiting:
@@ -164,10 +162,10 @@ class Reconciler:
                 _log.warning("%s, the last good one stays in force: %s", error, daemon.card)
             else:
                 kept = "the last good one stays in force" if inputs.card else "nothing is started"
-                _log.error("card %s is not valid, %s:", daemon.card, kept)
+                _log.error("card %s cannot be used, %s:", daemon.card, kept)
                 for line in error.splitlines():
                     _log.error("card: %s", line)
-        for warning in inputs.warnings:
+        for warning in warnings:
             if warning not in daemon.warnings:
                 _log.warning("%s", warning)
 

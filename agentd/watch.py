@@ -15,15 +15,20 @@ import attrs
 import trio
 from inotify_simple import INotify, flags
 
-from agentd.logs import OncePer
-
 QUIET: Final = 0.3
 """Seconds without an event after which a path has settled."""
+
+RESTLESS: Final = 2.0
+"""Seconds without a quiet moment after which that is worth being told."""
 
 _TOGETHER: Final = 0.3
 """Seconds for which a path that has settled waits for others that have not: these may never."""
 _PAUSE: Final = 0.05
 """Seconds between two readings of events: a busy directory wakes agentd so often and not more."""
+_FLOOD: Final = 2000
+_LONG_PAUSE: Final = 0.5
+"""Seconds after so many events at once: to read them all would cost half a core, and the kernel drops the rest."""
+_RETRY: Final = 5.0
 _MOST_LINKS: Final = 40
 """The kernel's own limit on the symlinks of one path (MAXSYMLINKS)."""
 
@@ -77,6 +82,15 @@ def trail(path: str) -> Trail:
     return Trail(tuple(places), here)
 
 
+@attrs.frozen(kw_only=True)
+class _Stir:
+    """What is known of a path that changes: when it will be quiet, unless there is more, and when that is too late."""
+
+    restless_at: float
+    quiet_at: float = math.inf
+    told: bool = False
+
+
 class Watch:
     """Knows which of the followed paths change right now, and knocks when one has settled.
 
@@ -84,18 +98,23 @@ class Watch:
     """
 
     def __init__(self) -> None:
+        self.warnings: tuple[str, ...] = ()
+        """What keeps the kernel from watching."""
         self._about: Mapping[_Place, frozenset[str]] = {}
         self._followed: Mapping[str, str] = {}
-        self._quiet_at: dict[str, float] = {}
+        self._stirring: dict[str, _Stir] = {}
         self._settled_at: float | None = None
         self._kernel: INotify | None = None
         self._watched: dict[str, int] = {}
         self._knock: Callable[[], None] = lambda: None
-        self._say = OncePer()
 
     def is_quiet(self, path: str) -> bool:
         """Whether there was no event about a path for 0.3 s."""
-        return path not in self._quiet_at
+        return path not in self._stirring
+
+    def is_restless(self, path: str) -> bool:
+        """Whether a path has not been quiet for 2 s."""
+        return path in self._stirring and self._stirring[path].restless_at <= trio.current_time()
 
     def follow(self, files: Iterable[str], directory: str) -> None:
         """From now on follow these files, and all entries of a directory, wherever their symlinks lead by now."""
@@ -110,37 +129,46 @@ class Watch:
 
     async def work(self, knock: Callable[[], None]) -> None:
         """Read the kernel's events for ever, and knock for every path that has settled after one."""
-        try:
-            kernel = INotify(nonblocking=True)
-        except OSError as error:
-            self._warn(error, "fs.inotify.max_user_instances")
-            return
+        while True:
+            try:
+                kernel = INotify(nonblocking=True)
+            except OSError as error:
+                self._warn(error, "fs.inotify.max_user_instances")
+                await trio.sleep(_RETRY)
+                continue
+            with kernel:
+                await self._read_all(kernel, knock)
+
+    async def _read_all(self, kernel: INotify, knock: Callable[[], None]) -> None:
         self._kernel, self._knock = kernel, knock
         try:
-            with kernel:
-                self._watch_directories()
-                while True:
-                    with trio.move_on_at(self._next_quiet()):
-                        await trio.lowlevel.wait_readable(kernel)
-                        self._note(kernel)
-                        await trio.sleep(_PAUSE)
-                    self._note_quiet()
+            self._watch_directories()
+            while True:
+                with trio.move_on_at(self._next_knock()):
+                    await trio.lowlevel.wait_readable(kernel)
+                    events = self._note(kernel)
+                    await trio.sleep(_PAUSE if events < _FLOOD else _LONG_PAUSE)
+                self._note_quiet()
         finally:
-            self._kernel, self._knock, self._quiet_at, self._settled_at = None, lambda: None, {}, None
+            self._kernel, self._knock, self._stirring, self._settled_at = None, lambda: None, {}, None
 
-    def _note(self, kernel: INotify) -> None:
-        quiet_at = trio.current_time() + QUIET
+    def _note(self, kernel: INotify) -> int:
+        """Note what the kernel tells, and return how many events that were."""
+        now = trio.current_time()
         directories: dict[int, list[str]] = {}
         for directory, descriptor in self._watched.items():
             directories.setdefault(descriptor, []).append(directory)
-        for event in kernel.read(timeout=0):
-            if event.mask & flags.Q_OVERFLOW:
-                changed = [path for paths in self._about.values() for path in paths]
-            else:
-                changed = [
-                    path for directory in directories.get(event.wd, ()) for path in self._changed(directory, event.name)
-                ]
-            self._quiet_at |= dict.fromkeys(changed, quiet_at)
+        events = kernel.read(timeout=0)
+        # Of the events of a flood most are the same.
+        for descriptor, mask, name in {(event.wd, event.mask, event.name) for event in events}:
+            if mask & flags.Q_OVERFLOW and self._settled_at is None:
+                # Nobody knows what is lost, nor whether it was about us; the two equal reads of a look must do.
+                self._settled_at = now
+            for directory in directories.get(descriptor, ()):
+                for path in self._changed(directory, name):
+                    stir = self._stirring.get(path) or _Stir(restless_at=now + RESTLESS)
+                    self._stirring[path] = attrs.evolve(stir, quiet_at=now + QUIET)
+        return len(events)
 
     def _changed(self, directory: str, name: str) -> Iterable[str]:
         """The paths that an event is about; without a name it is about the directory itself."""
@@ -152,27 +180,33 @@ class Watch:
         if directory in self._followed:
             yield os.path.join(self._followed[directory], name)
 
-    def _next_quiet(self) -> float:
+    def _next_knock(self) -> float:
         """When there may be something to knock for, unless there are events before that."""
         together = math.inf if self._settled_at is None else self._settled_at + _TOGETHER
-        return min(*self._quiet_at.values(), together, math.inf)
+        untold = (stir.restless_at for stir in self._stirring.values() if not stir.told)
+        return min(*(stir.quiet_at for stir in self._stirring.values()), *untold, together, math.inf)
 
     def _note_quiet(self) -> None:
         now = trio.current_time()
-        settled = [path for path, quiet_at in self._quiet_at.items() if quiet_at <= now]
+        settled = [path for path, stir in self._stirring.items() if stir.quiet_at <= now]
         for path in settled:
-            del self._quiet_at[path]
+            del self._stirring[path]
             _log.debug("%s changed, and has settled", path)
         if settled and self._settled_at is None:
             self._settled_at = now
+        restless = [path for path, stir in self._stirring.items() if stir.restless_at <= now and not stir.told]
+        for path in restless:
+            self._stirring[path] = attrs.evolve(self._stirring[path], told=True)
         # Who writes a card and its secrets one after the other wants them taken in one go.
-        if self._settled_at is not None and (not self._quiet_at or now >= self._settled_at + _TOGETHER):
+        waited = self._settled_at is not None and (not self._stirring or now >= self._settled_at + _TOGETHER)
+        if waited or restless:
             self._settled_at = None
             self._knock()
 
     def _watch_directories(self) -> None:
         if self._kernel is None:
             return
+        self.warnings = ()
         before, self._watched = self._watched, {}
         for directory in {place[0] for place in self._about} | self._followed.keys():
             self._watch_directory(self._kernel, directory)
@@ -191,6 +225,5 @@ class Watch:
                 self._warn(error, "fs.inotify.max_user_watches")
 
     def _warn(self, error: OSError, limit: str) -> None:
-        text = f"inotify: {error.strerror}: raise {limit}; until then changes are found by looking every few seconds"
-        if self._say("inotify", text):
-            _log.warning("%s", text)
+        found = f"inotify fails ({error.strerror}): raise {limit}"
+        self.warnings = (f"{found}; until then changes are found by looking every few seconds",)

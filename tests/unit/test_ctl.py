@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,11 @@ def program(*words: str) -> list[str]:
         ("status", {"command": _status, "api_socket": None, "json": False, "name": None}),
         ("status web", {"command": _status, "api_socket": None, "json": False, "name": "web"}),
         ("status --json web", {"command": _status, "api_socket": None, "json": True, "name": "web"}),
+        ("--json status", {"command": _status, "api_socket": None, "json": True, "name": None}),
+        ("-json status web", {"command": _status, "api_socket": None, "json": True, "name": "web"}),
+        ("status web -json", {"command": _status, "api_socket": None, "json": True, "name": "web"}),
         ("status -- --json", {"command": _status, "api_socket": None, "json": False, "name": "--json"}),
+        ("status -- -json", {"command": _status, "api_socket": None, "json": False, "name": "-json"}),
         ("--api-socket s status", {"command": _status, "api_socket": "s", "json": False, "name": None}),
         ("--api-socket=s status", {"command": _status, "api_socket": "s", "json": False, "name": None}),
         ("-api-socket s status", {"command": _status, "api_socket": "s", "json": False, "name": None}),
@@ -123,11 +127,13 @@ def program(*words: str) -> list[str]:
         ("--api-socket r status --api-socket s", {"command": _status, "api_socket": "s", "json": False, "name": None}),
         ("check", {"command": _check, "api_socket": None, "json": False, "card": None}),
         ("check --json c", {"command": _check, "api_socket": None, "json": True, "card": "c"}),
+        ("check -json", {"command": _check, "api_socket": None, "json": True, "card": None}),
+        ("--json check c", {"command": _check, "api_socket": None, "json": True, "card": "c"}),
         ("--api-socket s check c", {"command": _check, "api_socket": "s", "json": False, "card": "c"}),
     ],
 )
 def test_command_line(words: str, expected: dict[str, object]) -> None:
-    """The socket is taken before and after the command, the later one wins, and one dash is as good as two."""
+    """Flags are taken before and after the command, the later socket wins, and one dash is as good as two."""
     parsed = _parse(words.split())
     assert not isinstance(parsed, int)
     assert vars(parsed) == expected
@@ -156,7 +162,9 @@ def test_wrong_usage(words: list[str], told: str, capfd: Printed) -> None:
     assert printed.err.replace("\n", "").isprintable()
 
 
-@pytest.mark.parametrize("words", [["-h"], ["--help"], ["status", "-h"], ["check", "-h"]])
+@pytest.mark.parametrize(
+    "words", [["-h"], ["--help"], ["-help"], ["status", "-h"], ["check", "-h"], ["check", "-help"]]
+)
 def test_help(words: list[str], capfd: Printed) -> None:
     """Help goes to stdout, fits into 80 columns, and is no failure."""
     assert main(words) == 0
@@ -166,9 +174,10 @@ def test_help(words: list[str], capfd: Printed) -> None:
     assert max(map(len, printed.out.splitlines())) <= 80
 
 
-def test_version(capfd: Printed) -> None:
+@pytest.mark.parametrize("word", ["--version", "-version"])
+def test_version(word: str, capfd: Printed) -> None:
     """The version goes to stdout."""
-    assert main(["--version"]) == 0
+    assert main([word]) == 0
     assert capfd.readouterr().out == f"agentctl {__version__}\n"
 
 
@@ -197,6 +206,18 @@ def test_status(serve: Serve, capfd: Printed) -> None:
         "other              running  ?             0  fine\n"
     )
     assert server.asked == ["/v1/agents", "/v1/health"]
+
+
+def test_surrogates(serve: Serve, capfd: Printed) -> None:
+    """What JSON can spell and no encoding has is escaped before the widths are reckoned."""
+    one = {"name": "\ud800" * 20, "\udc00": ["\udc00"], "message": "\udc00" * 20}
+    server = serve(lambda target: http({"/v1/agents": [one], "/v1/health": HEALTH}.get(target, one)))
+    for words in ["status"], ["status", "x"]:
+        assert main([*words, "--api-socket", server.path]) == 0
+        printed = capfd.readouterr().out
+        assert r"\ud800\ud" in printed
+        assert r"\udc00\udc" in printed
+        assert max(map(len, printed.splitlines())) <= 80
 
 
 def test_status_with_notes(serve: Serve, capfd: Printed) -> None:
@@ -272,6 +293,27 @@ def test_strange_answers(serve: Serve, capfd: Printed, answer: bytes, told: str)
     assert capfd.readouterr() == ("", f"agentctl: {told.format(path=server.path)}\n")
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("words", [["web"], ["--json", "web"]])
+def test_numbers_that_json_has_not(serve: Serve, capfd: Printed, words: list[str], number: str) -> None:
+    """An answer with what is no number in JSON is not agentd's."""
+    server = serve(lambda _: http(b'{"name": "web", "restarts": %s}' % number.encode()))
+    assert main(["status", *words, "--api-socket", server.path]) == 1
+    assert capfd.readouterr() == ("", f"agentctl: {STRANGER.format(path=server.path)}\n")
+
+
+@pytest.mark.parametrize("words", [["web"], ["--json", "web"]])
+@pytest.mark.parametrize("depth", [900, 990, 100_000])
+def test_deep_answers(serve: Serve, words: list[str], depth: int) -> None:
+    """What is nested as agentd's answers never are is shown, or it is one line on stderr with exit code 1."""
+    server = serve(lambda _: http(b'{"a":' * depth + b"1" + b"}" * depth))
+    environ = os.environ | {"AGENTD_API_SOCKET": server.path}
+    done = subprocess.run(program("status", *words), env=environ, capture_output=True, text=True, check=False)
+    told = f"agentctl: {STRANGER.format(path=server.path)}\n"
+    assert (done.returncode, done.stderr) in {(0, ""), (1, told)}
+    assert bool(done.stdout) == (done.returncode == 0)
+
+
 def test_endless_answer(serve: Serve, capfd: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more of an answer is read than agentd could have to say."""
     monkeypatch.setattr("agentd.ctl_client._MOST", 1000)
@@ -336,11 +378,49 @@ def test_silence(place: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen(0)
-        # The second is not even queued: the first still is.
-        with closing(Client(path, timeout=0.05)) as first, closing(Client(path, timeout=0.05)) as second:
-            for client in (first, second):
-                with pytest.raises(ApiError, match=f"agentd does not answer on {path} within 0.05 s"):
-                    client.agents()
+        # The second is not even queued: the first still is, though it was given up.
+        for _ in range(2):
+            with pytest.raises(ApiError, match=f"agentd does not answer on {path} within 0.05 s"):
+                Client(path, timeout=0.05).agents()
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        (b"", b"H"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\n", b"X"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    ],
+)
+def test_dripping(place: Path, start: bytes, piece: bytes) -> None:
+    """An answer is waited for only so long as a whole, however often a little of it comes."""
+    path = str(place / "dripping")
+    gone = threading.Event()
+
+    def drip() -> None:
+        connection, _ = listening.accept()
+        with connection, suppress(OSError):
+            connection.sendall(start)
+            # It ends, so that who waits for the end of it fails, and does not hang.
+            for _ in range(300):
+                connection.sendall(piece)
+                if gone.wait(0.01):
+                    break
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        try:
+            with pytest.raises(ApiError, match=f"agentd does not answer on {path} within 0.2 s"):
+                Client(path, timeout=0.2).agents()
+        finally:
+            gone.set()
+            dripping.join()
 
 
 # How it ends.

@@ -170,10 +170,15 @@ def test_details_say_nothing_twice() -> None:
         ({"how": "never_started", "duration_seconds": 60.0}, "never started after 1m"),
         ({"how": "code", "code": 130, "wish": "timed_out"}, "exited with code 130, as agentd asked it to (timed_out)"),
         ({"how": "news"}, "news"),
+        ({"how": "news", "duration_seconds": 86_400 * 9_999_999}, "news after 9999999d"),
+        ({"how": "news", "duration_seconds": 86_400 * 10_000_000}, "news after more than 9999999d"),
+        ({"how": "news", "duration_seconds": 10**400}, "news after more than 9999999d"),
+        ({"how": "news", "duration_seconds": 1e308}, "news after more than 9999999d"),
+        ({"how": "news", "duration_seconds": -(10**400)}, "news after 0s"),
     ],
 )
 def test_exit_in_words(ended: dict[str, Any], words: str) -> None:
-    """The last exit is told in words, with how long the attempt lasted and whether agentd wished it."""
+    """The last exit is told in words, with how long the attempt lasted, in few digits, and whether agentd wished it."""
     at = "2027-01-15T07:59:55Z"
     shown = " ".join(" ".join(details({"exit": ended | {"at": at}}, NOW)).split())
     assert shown == f"exit {words}, {at} (5s ago)"
@@ -229,10 +234,21 @@ def test_caret_stays_below_its_character(before: int, after: int) -> None:
     assert max(len(line), len(caret)) <= WIDTH
 
 
-def test_caret_below_wide_characters() -> None:
-    """The caret stands where a terminal shows its character."""
-    error = "line 1, column 5: wrong\n    日本語 !x\n        ^"
-    assert notes({"card": "/c", "card_error": error}, agents=0)[2:] == ["      日本語 !x", "             ^"]
+@pytest.mark.parametrize(
+    ("line", "caret", "shown", "below"),
+    [
+        ("    日本語 !x", 11, "      日本語 !x", 13),
+        ("    e\u0301\u0302!x", 5, "      e\u0301\u0302!x", 7),
+        ("    日本", 8, "      日本", 10),
+        ("    日本", 10, "      日本  ", 12),
+        ("    日本", 5, "      日本", 6),
+        ("    " + "日" * 40 + "!" + "本" * 40, 84, "      …" + "日" * 26 + "!" + "本" * 9 + "…", 59),
+    ],
+)
+def test_caret_below_wide_characters(line: str, caret: int, shown: str, below: int) -> None:
+    """The caret's place is counted in the cells of a terminal, and it stays below its character."""
+    error = f"line 1, column 5: wrong\n{line}\n{' ' * caret}^"
+    assert notes({"card": "/c", "card_error": error}, agents=0)[2:] == [shown, " " * below + "^"]
 
 
 @pytest.mark.parametrize(
@@ -293,7 +309,10 @@ _JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=30), inner, max_size=3),
     max_leaves=5,
 )
-_KEYS = "name state since restarts message reason error exit next_restart_at card card_error warnings how at digest"
+_KEYS = (
+    "name state since restarts message reason error exit next_restart_at card card_error warnings how at digest"
+    " duration_seconds"
+)
 _OBJECT = st.dictionaries(st.sampled_from(_KEYS.split()) | st.text(max_size=30), _JSON, max_size=8)
 _CARET = st.tuples(st.text(max_size=120), st.integers(0, 120)).map(lambda drawn: f"{drawn[0]}\n{' ' * drawn[1]}^")
 

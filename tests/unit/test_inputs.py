@@ -205,22 +205,18 @@ async def test_rewritten_in_place(world: Path, autojump_clock: MockClock, parses
 
 
 async def test_never_settles(world: Path, autojump_clock: MockClock, parses: list[bytes]) -> None:
-    """While a card keeps changing the last good one stays in force; after 2 s of that it is a mistake."""
+    """While a card keeps changing the last good one stays in force, and the next look tries again."""
     card = world / "jcard.toml"
     card.write_text(_CARD)
     reader = _reader(world)
     await reader.read()
     card.write_text("")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_keep_writing, card, [*_RESTLESS * 4, _OTHER])
-        begun = trio.current_time()
+        nursery.start_soon(_keep_writing, card, [*_RESTLESS, _OTHER])
         inputs = await reader.read()
-        assert inputs.card_error is None
-        while trio.current_time() < begun + 2.5:
-            inputs = await reader.read()
-            assert list(inputs.wanted) == ["claude-code"]
-        assert (inputs.card_error or "").startswith("the card keeps changing: ")
-        assert not inputs.card_missing
+    assert list(inputs.wanted) == ["claude-code"]
+    assert (inputs.card_error or "").startswith("the card keeps changing: ")
+    assert not inputs.card_missing
     assert len(parses) == 1
     inputs = await reader.read()
     assert list(inputs.wanted) == ["opencode"]

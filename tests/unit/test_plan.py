@@ -1,8 +1,9 @@
 """The plan: what is wanted beside what runs, and the actions that follow."""
 
+import attrs
 import pytest
 
-from agentd.plan import CHANGED, REMOVED, Action, Hold, Phase, Refuse, RunView, Start, Stop, Wanted, plan
+from agentd.plan import CHANGED, REMOVED, Action, Hold, Phase, Refuse, RunView, Start, Stop, Wanted, not_in_force, plan
 from agentd.resolve import Blocked, EffectiveAgent, Unsupported
 from tests.unit.world import agent_of, effective_of
 
@@ -12,12 +13,12 @@ _NEW = effective_of("a", args=("--new",))
 _BLOCKED = Blocked(reason="prompt_file", message="It is missing.")
 _UNSUPPORTED = Unsupported(message="Not here.")
 
-_SAME = _NOW.digest
-_OTHER = _NEW.digest
+_SAME = _NOW
+_OTHER = _NEW
 
 
 @pytest.mark.parametrize(
-    ("what", "digest", "phase", "actions"),
+    ("what", "runs", "phase", "actions"),
     [
         # Nothing runs.
         (_NOW, None, None, (Start(_NOW),)),
@@ -28,6 +29,7 @@ _OTHER = _NEW.digest
         (_NOW, _SAME, Phase.ACTIVE, ()),
         (_NOW, _OTHER, Phase.ACTIVE, (Stop("a", CHANGED),)),
         (_BLOCKED, _SAME, Phase.ACTIVE, ()),
+        (_BLOCKED, _OTHER, Phase.ACTIVE, ()),
         (_UNSUPPORTED, _SAME, Phase.ACTIVE, (Stop("a", CHANGED),)),
         # It is being stopped: the successor waits, whatever it is.
         (None, _SAME, Phase.STOPPING, ()),
@@ -40,19 +42,20 @@ _OTHER = _NEW.digest
         (_NOW, _SAME, Phase.ENDED, ()),
         (_NOW, _OTHER, Phase.ENDED, (Stop("a", CHANGED),)),
         (_BLOCKED, _SAME, Phase.ENDED, ()),
+        (_BLOCKED, _OTHER, Phase.ENDED, (Stop("a", CHANGED),)),
         (_UNSUPPORTED, _SAME, Phase.ENDED, (Stop("a", CHANGED),)),
     ],
 )
 def test_one_agent(
     what: EffectiveAgent | Blocked | Unsupported | None,
-    digest: str | None,
+    runs: EffectiveAgent | None,
     phase: Phase | None,
     actions: tuple[Action, ...],
 ) -> None:
     """What is wanted of an agent and how far its run is decide, together, what is done."""
     wanted: Wanted = {} if what is None else {"a": (_A, what)}
-    runs = {} if digest is None or phase is None else {"a": RunView(digest, "a", phase)}
-    assert plan(wanted, runs) == actions
+    views = {} if runs is None or phase is None else {"a": RunView(runs, phase)}
+    assert plan(wanted, views) == actions
 
 
 def test_nothing() -> None:
@@ -62,7 +65,7 @@ def test_nothing() -> None:
 
 def test_order() -> None:
     """Stops come first, in the order of the runs; the rest follows in the card's order."""
-    gone = {name: RunView("x", name, Phase.ACTIVE) for name in ("z", "y")}
+    gone = {name: RunView(effective_of(name), Phase.ACTIVE) for name in ("z", "y")}
     names = ("c", "a", "b")
     blocked = agent_of("h")
     wanted: Wanted = {name: (agent_of(name), effective_of(name)) for name in names}
@@ -79,7 +82,7 @@ def test_order() -> None:
 def test_session_is_held(phase: Phase) -> None:
     """A session's name belongs to the run that has it until that run is gone, however far it is."""
     newcomer = effective_of("b", session="shared")
-    actions = plan({"b": (newcomer.agent, newcomer)}, {"a": RunView("x", "shared", phase)})
+    actions = plan({"b": (newcomer.agent, newcomer)}, {"a": RunView(effective_of("a", session="shared"), phase)})
     *stops, hold = actions
     assert stops == ([] if phase is Phase.STOPPING else [Stop("a", REMOVED)])
     assert isinstance(hold, Hold)
@@ -88,13 +91,17 @@ def test_session_is_held(phase: Phase) -> None:
     assert "'a'" in hold.blocked.message
 
 
+def _running(name: str, session: str) -> RunView:
+    return RunView(effective_of(name, session=session), Phase.ACTIVE)
+
+
 def test_swapped_sessions() -> None:
     """Two agents that swap sessions are both stopped, and the first one that is gone waits for the other."""
     a, b = effective_of("a", session="right"), effective_of("b", session="left")
     wanted: Wanted = {"a": (a.agent, a), "b": (b.agent, b)}
-    runs = {"a": RunView("x", "left", Phase.ACTIVE), "b": RunView("y", "right", Phase.ACTIVE)}
+    runs = {"a": _running("a", "left"), "b": _running("b", "right")}
     assert plan(wanted, runs) == (Stop("a", CHANGED), Stop("b", CHANGED))
-    stopping = {name: RunView(run.digest, run.session, Phase.STOPPING) for name, run in runs.items()}
+    stopping = {name: attrs.evolve(run, phase=Phase.STOPPING) for name, run in runs.items()}
     assert plan(wanted, stopping) == ()
     (hold,) = plan(wanted, {"b": stopping["b"]})
     assert isinstance(hold, Hold)
@@ -106,5 +113,14 @@ def test_plan_is_settled() -> None:
     """Once the actions have been carried out there is nothing more to do."""
     agents = {name: effective_of(name) for name in "abc"}
     wanted: Wanted = {name: (effective.agent, effective) for name, effective in agents.items()}
-    runs = {name: RunView(effective.digest, name, Phase.ACTIVE) for name, effective in agents.items()}
+    runs = {name: RunView(effective, Phase.ACTIVE) for name, effective in agents.items()}
     assert plan(wanted, runs) == ()
+
+
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("what", [_NOW, _BLOCKED, _UNSUPPORTED])
+def test_not_in_force(what: EffectiveAgent | Blocked | Unsupported, phase: Phase) -> None:
+    """Who lives while what is wanted of it could not be launched is named, with the reason."""
+    told = not_in_force({"a": (_A, what), "b": (agent_of("b"), _BLOCKED)}, {"a": RunView(_NEW, phase)})
+    lives = what is _BLOCKED and phase is Phase.ACTIVE
+    assert told == (("agent a goes on as it was launched: It is missing.",) if lives else ())

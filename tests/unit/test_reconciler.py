@@ -256,16 +256,36 @@ async def test_added_again_while_stopping(autojump_clock: MockClock, world: Worl
     assert world.times("start") == [0, 35]
 
 
-async def test_blocked_input_stops_nothing(autojump_clock: MockClock, world: World) -> None:
-    """An input that vanishes while its agent runs stops nothing, and coming back unchanged restarts nothing."""
+async def test_blocked_input_stops_nothing(
+    autojump_clock: MockClock, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An input that vanishes while its agent runs is told and stops nothing; coming back it restarts nothing."""
     async with reconciling(world, effective_of()) as at_work:
         await until(1)
         at_work.desk.want((agent_of(), _NO_PROMPT))
         await until(11)
         assert (world.status().state, world.status().error) == ("running", None)
+        told = "agent a goes on as it was launched: There is no /srv/prompt.md."
+        warnings = [world.store.daemon.warnings]
+        assert _said(caplog) == [("WARNING", told)]
         at_work.desk.want(effective_of())
         await until(21)
+        warnings.append(world.store.daemon.warnings)
+    assert warnings == [(told,), ()]
     assert world.times("start") == [0]
+
+
+async def test_changed_to_a_blocked_input(autojump_clock: MockClock, world: World) -> None:
+    """An agent that has ended waits when its entry changes to one that is blocked; a mere loss leaves it as it is."""
+    world.sessions.script("a", Play(ends_after=1))
+    async with reconciling(world, effective_of()) as at_work:
+        await until(6)
+        at_work.desk.want((agent_of(), _NO_PROMPT))
+        await until(11)
+        assert world.status().state == "completed"
+        at_work.desk.want((agent_of(args=("changed",)), _NO_PROMPT))
+        await until(16)
+        assert (world.status().state, world.status().reason) == ("waiting", "prompt_file")
 
 
 async def test_blocked_input_starts_nothing(
@@ -659,7 +679,7 @@ async def test_invalid_card(autojump_clock: MockClock, world: World, caplog: pyt
         at_work.desk.inputs = inputs_of(effective_of(), card_error="line 3: no")
         await until(31)
     lines = [
-        ("ERROR", "card /etc/stereos/jcard.toml is not valid, the last good one stays in force:"),
+        ("ERROR", "card /etc/stereos/jcard.toml cannot be used, the last good one stays in force:"),
         ("ERROR", "card: line 3: no"),
     ]
     assert _said(caplog) == lines * 2
@@ -673,7 +693,7 @@ async def test_invalid_first_card(autojump_clock: MockClock, world: World, caplo
     async with reconciling(world, desk=desk):
         await until(20)
     assert _said(caplog) == [
-        ("ERROR", "card /etc/stereos/jcard.toml is not valid, nothing is started:"),
+        ("ERROR", "card /etc/stereos/jcard.toml cannot be used, nothing is started:"),
         ("ERROR", "card: agents[0].harness: no"),
         ("ERROR", "card: agents[1].restart: no"),
     ]
