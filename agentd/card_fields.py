@@ -86,9 +86,9 @@ def _word(place: Place, value: object) -> str | None:
 
 def _name(place: Place, value: object) -> str | None:
     shown = scalar(value)
-    if shown and session_fault(shown):
-        return place.refuse(f"expected a string, found {described(value)}")
-    text = _word(place, value)
+    # What would be refused in quotes too is not to be advised.
+    refused = shown is not None and session_fault(shown) is not None
+    text = place.refuse(f"expected a string, found {described(value)}") if refused else _word(place, value)
     if text is None:
         return None
     if len(text) > _LONGEST_NAME:
@@ -129,12 +129,9 @@ def _harness(place: Place, value: object) -> object:
 def _integer(least: int, most: int) -> Check:
     def check(place: Place, value: object) -> int | None:
         if not isinstance(value, int) or isinstance(value, bool):
-            meant = None
-            if isinstance(value, str) and _INTEGER.fullmatch(value):
-                meant = int(value)
-            elif isinstance(value, float) and value.is_integer():
-                meant = int(value)
-            advice = f"; write {meant}" if meant is not None and least <= meant <= most else ""
+            text = f"{value:.0f}" if isinstance(value, float) and value.is_integer() else value
+            meant = int(text) if isinstance(text, str) and _INTEGER.fullmatch(text) else -1
+            advice = f"; write {meant}" if max(least, 0) <= meant <= most else ""
             return place.refuse(f"expected an integer, found {described(value)}{advice}")
         if value < least:
             return place.refuse(f"{described(value)} is too small; write {least} or more")

@@ -341,6 +341,10 @@ def test_too_many_agents() -> None:
         ("max_restarts = true", ".max_restarts: expected an integer, found the boolean true"),
         ('max_restarts = "3"', '.max_restarts: expected an integer, found the string "3"; write 3'),
         ("max_restarts = 3.0", ".max_restarts: expected an integer, found the float 3.0; write 3"),
+        ("max_restarts = 1e30", ".max_restarts: expected an integer, found the float 1e+30"),
+        ("replicas = -1.0", ".replicas: expected an integer, found the float -1.0"),
+        ('replicas = "0"', '.replicas: expected an integer, found the string "0"'),
+        ("max_restarts = -inf", ".max_restarts: expected an integer, found the float -inf"),
         ("max_restarts = nan", ".max_restarts: expected an integer, found the float nan"),
         ("max_restarts = -1", ".max_restarts: the integer -1 is too small; write 0 or more"),
         (
@@ -360,6 +364,18 @@ def test_too_many_agents() -> None:
         ("timeout = -5", '.timeout: expected a duration in quotes, found the integer -5; write "30s"'),
         ("timeout = inf", '.timeout: expected a duration in quotes, found the float inf; write "30s"'),
         ("timeout = 1e300", '.timeout: expected a duration in quotes, found the float 1e+300; write "30s"'),
+        (
+            "timeout = 10000000000",
+            '.timeout: expected a duration in quotes, found the integer 10000000000; write "30s"',
+        ),
+        (f"timeout = 1{'0' * 309}", '.timeout: expected a duration in quotes, found an integer; write "30s"'),
+        (f"timeout = -1{'0' * 309}", '.timeout: expected a duration in quotes, found an integer; write "30s"'),
+        (
+            f"restart_delay_max = 0x{'f' * 400}",
+            '.restart_delay_max: expected a duration in quotes, found an integer; write "30s"',
+        ),
+        (f"grace_period = 1{'0' * 309}", '.grace_period: expected a duration in quotes, found an integer; write "30s"'),
+        ("timeout = nan", '.timeout: expected a duration in quotes, found the float nan; write "30s"'),
         ("timeout = true", '.timeout: expected a duration in quotes, found the boolean true; write "30s"'),
         ("timeout = 07:32:00", '.timeout: expected a duration in quotes, found a date or time; write "30s"'),
         (
@@ -380,6 +396,9 @@ def test_too_many_agents() -> None:
             'restart_delay_max = "0.1ns"',
             '.restart_delay_max: "0.1ns" is not longer than zero; write for example "30s" or leave the key out',
         ),
+        ("name = -1", ".name: expected a string, found the integer -1"),
+        ("session = -0.5", ".session: expected a string, found the float -0.5"),
+        ("session = 3", '.session: expected a string, found the integer 3; write "3"'),
         ("prompt = 3", '.prompt: expected a string, found the integer 3; write "3"'),
         ("prompt = true", '.prompt: expected a string, found the boolean true; write "true"'),
         ("prompt = 31415926", ".prompt: expected a string, found an integer; put it in quotes"),
@@ -556,9 +575,9 @@ def test_warnings(lines: str, warning: str) -> None:
         (
             "[agent]\r\ntimeout = 30s\r\n",
             (
-                "line 2, column 14: invalid number; a value that is text needs quotes\n"
+                "line 2, column 11: invalid number; a value that is text needs quotes\n"
                 "    timeout = 30s\n"
-                "                 ^"
+                "              ^"
             ),
         ),
         ("[agent\n", "line 1, column 7: unexpected end of the line\n    [agent\n          ^"),
@@ -568,10 +587,14 @@ def test_warnings(lines: str, warning: str) -> None:
         ),
         (
             "[agent]\nmax_restarts",
+            "line 2, column 13: unexpected end of the line\n    ************\n                ^",
+        ),
+        (
+            "[agent]\nargs = [",
             (
-                "line 2, column 13: the file ends inside a string, an array, a table or a line that is not finished\n"
-                "    ************\n"
-                "                ^"
+                "line 2, column 9: the file ends inside a string, an array, a table or a line that is not finished\n"
+                "    args = [\n"
+                "            ^"
             ),
         ),
         (
@@ -587,9 +610,8 @@ def test_warnings(lines: str, warning: str) -> None:
             'line 3, column 1: key "agent" already exists\n    [agent]\n    ^',
         ),
         (
-            # What the position is found with knows no line breaks in an inline table.
-            "x = {\n}\n[a]\n[a]\n",
-            'card: key "a" already exists',
+            '[agent]\n["\\n    ^"]\n["\\n    ^"]\n',
+            'line 3, column 1: key "\\n    ^" already exists\n    ["**    *"]\n    ^',
         ),
         (
             '[agent]\nprompt = "\u2028\u0085"\nrestart = x\n',
@@ -609,17 +631,113 @@ def test_warnings(lines: str, warning: str) -> None:
         ),
         (
             '[agent]\n\tname\t= "a"b\n',
-            "line 2, column 12: unexpected character: 'b'\n     name = \"a\"b\n               ^",
+            "line 2, column 12: unexpected character: 'b'\n     name = \"a\"*\n               ^",
         ),
         (
             f'[agent]\nname = "{"n" * 200}\\q{"n" * 200}"\n',
             f"line 2, column 210: invalid character 'q' in string\n    …{'n' * 59}\\q{'n' * 39}…\n    {' ' * 61}^",
+        ),
+        (
+            '[agent]\nname = "\u65e5\u672ce\u0301\u00e9"x\n',
+            "line 2, column 15: unexpected character: 'x'\n    name = \"**e*\u00e9\"*\n                  ^",
         ),
     ],
 )
 def test_syntax_error_shows_its_line_with_a_caret(card: str | bytes, problem: str) -> None:
     """A card that is not TOML is one problem: line, column, the reason, and the line with a caret below."""
     assert problems_of(card) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("card", "where"),
+    [
+        ("[agent]\nharness='custom'\nharness='x'", "line 3, column 1"),
+        ('env = {A = "1",}\na = 1\na = 2\n', "line 3, column 1"),
+        ("x = {\n}\n[a]\n[a]\n", "line 4, column 1"),
+        ("x = 07:32\na = 1\n\ta = 2\n", "line 3, column 2"),
+        ("args = [\n'a',\n]\nargs = [\n'b',\n]\n", "line 4, column 1"),
+        ('a = """\n[a]\na = 1 \\""" \n"""\r\n a = 1\r\n', "line 5, column 2"),
+        ("a = '''\n[ " + '"""' + " # '''\nb = [ # [\n]\nb = 1\n", "line 5, column 1"),
+        ('env = {\n A = "1",\n A = "2",\n}\n', "line 3, column 2"),
+        ('env = {A = "1", A = "2"}\n', "line 1, column 1"),
+        ("[a]\n[b]\nx = 1\n[a]\ny = 1\n[c]\n", "line 4, column 1"),
+        ("[a]\nb.c = 1\n[a.b]\nd = 1\n[e]\n", "line 3, column 1"),
+        ("[a]\nb = 1\n[[a]]\n[e]\n", "line 3, column 1"),
+        (many(*['name = "x"\nharness = "custom"'] * 300) + "name = 1", "line 901, column 1"),
+        ("".join(f"a{number} = 1\n" for number in range(2000)) + "a0 = 1", "card"),
+    ],
+)
+def test_repeated_key_is_where_it_is_repeated(card: str, where: str) -> None:
+    """The second of two equal keys or tables is found where it begins, unless the card is very long."""
+    (problem,) = problems_of(card)
+    assert problem.startswith(f"{where}: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "column", "advice"),
+    [
+        ("timeout = 30s", 11, "a value that is text needs quotes"),
+        ("timeout = 1h30m # half an hour", 11, "a value that is text needs quotes"),
+        ("memory =\t2GiB", 10, "a value that is text needs quotes"),
+        ("x=1979-02-30", 3, "a value that is text needs quotes"),
+        ("x = 1979-02-03 25:00", 5, "a value that is text needs quotes"),
+        ("x = 1979-02-03T25:00", 5, "a value that is text needs quotes"),
+        ("x = 25:00:00", 5, "a value that is text needs quotes"),
+        ("x = [1, 2x]", 9, "a value that is text needs quotes"),
+        ("x = {a=1, b=-x}", 13, "a value that is text needs quotes"),
+        ("max_restarts = 03", 16, "write it without a zero in front, or in quotes if it is text"),
+        ("name = frontend", 9, "a value that is text needs quotes"),
+    ],
+)
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"], ids=["end", "lf", "crlf"])
+def test_value_that_is_none_is_where_it_begins(line: str, column: int, advice: str, end: str) -> None:
+    """A bad number or date is found at its first character, however its line ends."""
+    (problem,) = problems_of(f"[agent]\n{line}{end}")
+    assert problem.startswith(f"line 2, column {column}: ")
+    assert problem.split("\n")[0].endswith(f"; {advice}")
+
+
+@pytest.mark.parametrize(
+    ("card", "problem"),
+    [
+        (
+            'prompt = "abc\r\n',
+            "line 1, column 14: the string is not closed at the end of its line; add the quote, or write it between",
+        ),
+        (
+            "prompt = 'abc",
+            "line 1, column 14: the string is not closed at the end of its line; add the quote, or write it between",
+        ),
+        ("a = 1\rb = 2\n", "line 1, column 6: the control character 0x0d cannot stand there; remove it"),
+        ("# a\rb = 2\n", "line 1, column 4: the control character 0x0d cannot stand there; remove it"),
+        ("a = 1 # \x1b[2J\n", "line 1, column 9: the control character 0x1b cannot stand there; remove it"),
+        ('a = """\n\x7f"""\n', "line 2, column 1: the control character 0x7f cannot stand there; remove it"),
+        ("a = '\x0b'\n", "line 1, column 6: the control character 0x0b cannot stand there; remove it"),
+        ("\u00c4 = '1'", "line 1, column 1: this is not a key; quote it, or write # before a comment"),
+        ("a = 1\n// note\n", "line 2, column 1: this is not a key; quote it, or write # before a comment"),
+        ("\u200ba = 1", "line 1, column 1: the character U+200B cannot begin a key; remove it"),
+        ("\ufeff\ufeffa = 1", "line 1, column 1: the character U+FEFF cannot begin a key; remove it"),
+        ("the s3cret = 1", "line 1, column 12: this is not a key; quote it, or write one word before the ="),
+        ("= 1", "line 1, column 1: empty key"),
+        ("a.", "line 1, column 3: empty key"),
+        ("[]", "line 1, column 2: empty table name"),
+        ("[\u00c4]", "line 1, column 2: this is not the name of a table; quote it, or write # before a comment"),
+        (
+            "[the s3cret]",
+            "line 1, column 12: this is not the name of a table; quote it, or write one word between the brackets",
+        ),
+        (
+            ' {"agent": {"harness": "custom"}}',
+            "line 1, column 2: this looks like JSON; write the card in TOML, as in [agent]",
+        ),
+        ('[\n{"harness": 1}]', "line 1, column 2: this looks like JSON; write the card in TOML, as in [agent]"),
+    ],
+)
+def test_syntax_error_says_what_to_do(card: str, problem: str) -> None:
+    """A string that is not closed, a character and a name that cannot stand there: each is called what it is."""
+    (found,) = problems_of(card)
+    assert found.split("\n")[0].startswith(problem)
+    assert "s3cret" not in found
 
 
 @pytest.mark.parametrize(
@@ -644,6 +762,18 @@ def test_syntax_error_shows_its_line_with_a_caret(card: str | bytes, problem: st
         'env.TOKEN = "s3cret',
         '[agent]\nprompt = """a"""\nthe s3cret "b"\n',
         "[agent]\nthe s3cret = 1\n",
+        '[agent]\nenv = {\n session = "s3cret";\n}',
+        "[agent]\nenv = {\n name = s3cret\n}",
+        '# use """ for prompts\n[agent]\nprompt = """\nlogin\nsession = \\s3cret\n"""',
+        "[agent]\nprompt = '''\n" + '"""' + "\nsession = s3cret\x7f\n'''",
+        "[agent]\nrestart = on # pw s3cret\n",
+        '[agent]\nname = "x # pw s3cret\n',
+        '[agent]\nname = "x" # pw s3cret \x7f\n',
+        "[agent] # pw s3cret \x7f\n",
+        "[agent]\nrestart = on, s3cret\n",
+        '[agent]\nprompt = """\nsay """\n[the s3cret]\n"""\n',
+        b'it\'s """\n[agent]\nprompt = """\nsession = s3cret\xff\n"""',
+        b'[agent]\nit\'s """\nsession = s3cret\0\n"""',
     ],
 )
 def test_syntax_error_covers_what_may_be_secret(card: str | bytes) -> None:
@@ -709,7 +839,7 @@ def test_no_room_on_the_stack_is_a_problem() -> None:
 def test_integer_too_long_for_python_is_a_problem(digits: str) -> None:
     """An integer of thousands of digits is no crash."""
     (problem,) = problems_of(f"[agent]\n{BASE}max_restarts = {digits}")
-    assert problem.startswith(("agent.max_restarts: an integer is too large", "line 3, column 1: invalid number"))
+    assert problem.startswith(("agent.max_restarts: an integer is too large", "line 3, column 16: invalid number"))
     assert len(problem) < 500
 
 
@@ -757,6 +887,7 @@ def _parses_or_explains(data: bytes) -> None:
         assert len({agent.name.casefold() for agent in card.agents}) == len(card.agents)
         assert len({agent.session for agent in card.agents}) == len(card.agents)
     assert all(problem.path and problem.text for problem in problems)
+    assert all(problem.text.count("\n") in {0, 2} for problem in problems)
 
 
 @settings(max_examples=150, deadline=None)
