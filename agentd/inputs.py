@@ -71,11 +71,12 @@ class InputReader:
             nursery.start_soon(self._look_at_card)
             nursery.start_soon(self._look_at_secrets)
             # They settle side by side; whether they are still wanted only the card tells.
-            nursery.start_soon(self._prompt_reader.look, self._prompts.keys())
+            nursery.start_soon(self._look_at_prompts, self._prompts)
         agents = () if self._card is None else self._card.agents
         prompt_files = {self._path(agent.prompt_file) for agent in agents if agent.prompt_file is not None}
         self._follow(prompt_files)
-        self._prompts = await self._prompt_reader.look(prompt_files)
+        await self._look_at_prompts(dict.fromkeys(prompt_files - self._prompts.keys()))
+        self._prompts = {path: self._prompts[path] for path in prompt_files}
         return Inputs(
             card=self._card,
             card_error=self._card_error,
@@ -144,6 +145,9 @@ class InputReader:
         if not self._watch.is_quiet(str(directory)):
             return changed
         return {name for name in changed if not self._watch.is_quiet(str(directory / name))}
+
+    async def _look_at_prompts(self, files: Mapping[str, PromptFile | None]) -> None:
+        self._prompts = {**self._prompts, **await self._prompt_reader.look(files)}
 
     def _follow(self, prompt_files: Iterable[str]) -> None:
         directory = self._settings.secret_dir

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
@@ -48,40 +48,35 @@ class PromptFile:
 
 
 class PromptReader:
-    """Reads the prompt files of one agentd, and remembers what was read."""
+    """Reads the prompt files of one agentd."""
 
     def __init__(self, settings: Settings, watch: Watch) -> None:
         self._settings = settings
         self._watch = watch
-        self._files: dict[str, PromptFile] = {}
         self._readers = trio.CapacityLimiter(_READERS)
 
-    async def look(self, paths: Iterable[str]) -> dict[str, PromptFile]:
-        """Look at these files, and forget all others. What is wrong with one is in what was found, never raised."""
-        wanted = set(paths)
-        self._files = {path: known for path, known in self._files.items() if path in wanted}
+    async def look(self, files: Mapping[str, PromptFile | None]) -> dict[str, PromptFile]:
+        """Look at these files, of which that is known; what is wrong with one is in what was found, never raised."""
+        looked: dict[str, PromptFile] = {}
         async with trio.open_nursery() as nursery:
-            for path in wanted:
-                if not self._is_known(path):
-                    nursery.start_soon(self._look_at, path)
-        return self._files.copy()
+            for path, known in files.items():
+                if known is not None and known.lasting and known.stat == _stat_of(path):
+                    looked[path] = known
+                else:
+                    nursery.start_soon(self._look_at, path, known, looked)
+        return looked
 
-    def _is_known(self, path: str) -> bool:
-        known = self._files.get(path)
-        return known is not None and known.lasting and known.stat == _stat_of(path)
-
-    async def _look_at(self, path: str) -> None:
-        known = self._files.get(path)
+    async def _look_at(self, path: str, known: PromptFile | None, looked: dict[str, PromptFile]) -> None:
         found, settled = None, False
         if self._watch.is_quiet(path):
             found, settled = await settle(partial(_stat_of, path), known.stat if known else None)
         if known and known.stat == found and known.lasting:
-            return
-        if settled and self._watch.is_quiet(path):
+            looked[path] = known
+        elif settled and self._watch.is_quiet(path):
             async with self._readers:
-                self._files[path] = await self._read(path, found)
-        elif known is None:
-            self._files[path] = PromptFile(stat=None, lasting=False, problem="it keeps changing")
+                looked[path] = await self._read(path, found)
+        else:
+            looked[path] = known or PromptFile(stat=None, lasting=False, problem="it keeps changing")
 
     async def _read(self, path: str, found: Stat | None) -> PromptFile:
         try:

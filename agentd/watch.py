@@ -17,10 +17,8 @@ from inotify_simple import INotify, flags
 
 QUIET: Final = 0.3
 """Seconds without an event after which a path has settled."""
-
-RESTLESS: Final = 2.0
+_RESTLESS: Final = 2.0
 """Seconds without a quiet moment after which that is worth being told."""
-
 _TOGETHER: Final = 0.3
 """Seconds for which a path that has settled waits for others that have not: these may never."""
 _PAUSE: Final = 0.05
@@ -119,10 +117,11 @@ class Watch:
     def follow(self, files: Iterable[str], directory: str) -> None:
         """From now on follow these files, and all entries of a directory, wherever their symlinks lead by now."""
         about: dict[_Place, set[str]] = {}
-        for path in (*files, directory):
-            for place in trail(path).places:
+        trails = {path: trail(path) for path in (*files, directory)}
+        for path, found in trails.items():
+            for place in found.places:
                 about.setdefault(place, set()).add(path)
-        end = trail(directory).end
+        end = trails[directory].end
         self._about = {place: frozenset(paths) for place, paths in about.items()}
         self._followed = {} if end is None else {end: directory}
         self._watch_directories()
@@ -166,7 +165,7 @@ class Watch:
                 self._settled_at = now
             for directory in directories.get(descriptor, ()):
                 for path in self._changed(directory, name):
-                    stir = self._stirring.get(path) or _Stir(restless_at=now + RESTLESS)
+                    stir = self._stirring.get(path) or _Stir(restless_at=now + _RESTLESS)
                     self._stirring[path] = attrs.evolve(stir, quiet_at=now + QUIET)
         return len(events)
 

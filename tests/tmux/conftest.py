@@ -13,20 +13,14 @@ import pytest
 
 from agentd.settings import AgentUser, Settings
 from agentd.tmux import Tmux, open_tmux
+from tests.settings import agent_user as user_of
+from tests.settings import settings_below
 
 
 @pytest.fixture
 def agent_user() -> AgentUser:
     """Describe who runs the tests."""
-    entry = pwd.getpwuid(os.getuid())
-    return AgentUser(
-        name=entry.pw_name,
-        uid=entry.pw_uid,
-        gid=entry.pw_gid,
-        groups=tuple(os.getgroups()),
-        home=entry.pw_dir,
-        shell=entry.pw_shell,
-    )
+    return user_of(pwd.getpwuid(os.getuid()), groups=tuple(os.getgroups()))
 
 
 @pytest.fixture
@@ -42,19 +36,13 @@ def settings(tmp_path: Path, socket_dir: Path, agent_user: AgentUser) -> Iterato
     """Make settings of a server of its own, which ends with the test and may leave no process."""
     tmux = shutil.which("tmux")
     assert tmux is not None
-    yield Settings(
-        config=tmp_path / "jcard.toml",
-        secret_dir=tmp_path / "secrets",
+    yield settings_below(
+        tmp_path,
         tmux_socket=socket_dir / "tmux",
         api_socket=socket_dir / "api",
-        run_dir=tmp_path / "run",
-        debug=False,
         agent_user=agent_user,
-        switch_user=False,
-        admin_gid=None,
         tmux=tmux,
         sudo=shutil.which("sudo"),
-        default_workdir=str(tmp_path),
     )
     kill_server(tmux, socket_dir / "tmux")
 

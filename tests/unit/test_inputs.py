@@ -1,6 +1,7 @@
 """One look at the world: when a card is believed, what stays in force, and who reads prompt files."""
 
 import contextlib
+import errno
 import os
 import pwd
 import socket
@@ -19,8 +20,8 @@ import agentd.settle
 from agentd.card import Card, parse_card
 from agentd.inputs import InputReader, Inputs
 from agentd.resolve import Blocked, EffectiveAgent, Unsupported
-from agentd.settings import AgentUser, Settings
 from agentd.watch import Watch
+from tests.settings import agent_user, settings_below
 
 _CARD = '[agent]\nharness = "claude-code"\n'
 _OTHER = '[agent]\nharness = "opencode"\n'
@@ -57,30 +58,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _reader(world: Path, user: pwd.struct_passwd | None = None) -> InputReader:
     account = user or pwd.getpwuid(os.geteuid())
-    return InputReader(
-        Settings(
-            config=world / "jcard.toml",
-            secret_dir=world / "secrets",
-            tmux_socket=world / "tmux.sock",
-            api_socket=world / "api.sock",
-            run_dir=world / "run",
-            debug=False,
-            agent_user=AgentUser(
-                name=account.pw_name,
-                uid=account.pw_uid,
-                gid=account.pw_gid,
-                groups=(account.pw_gid,),
-                home=str(world / "home"),
-                shell="/bin/sh",
-            ),
-            switch_user=user is not None,
-            admin_gid=None,
-            tmux="tmux",
-            sudo=None,
-            default_workdir="/work",
-        ),
-        Watch(),
+    settings = settings_below(
+        world,
+        agent_user=agent_user(account, home=str(world / "home"), shell="/bin/sh"),
+        switch_user=user is not None,
+        default_workdir="/work",
     )
+    return InputReader(settings, Watch())
 
 
 def _other_user_reader(world: Path) -> InputReader:
@@ -590,6 +574,23 @@ async def test_credentials(world: Path) -> None:
         assert "no such file" in _why(await reader.read())
         secret.chmod(0o755)
     assert _prompt(await reader.read()) == "root's own"
+
+
+async def test_one_reading_a_look(world: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt file that cannot be read is tried once at each look."""
+    tried: list[str | Path] = []
+
+    def refuse(path: str | Path, _limit: int) -> tuple[bytes, os.stat_result]:
+        tried.append(path)
+        raise PermissionError(errno.EACCES, "permission denied")
+
+    monkeypatch.setattr(agentd.prompts, "read_regular", refuse)
+    (world / "jcard.toml").write_text(_PROMPTED)
+    (world / "prompt.md").write_text("one")
+    reader = _reader(world)
+    for number in range(1, 4):
+        assert "permission denied" in _why(await reader.read())
+        assert len(tried) == number
 
 
 async def test_hidden_in_repr(world: Path, autojump_clock: MockClock) -> None:

@@ -5,7 +5,6 @@ An event is there as soon as the write that made it returns, so the clock jumps 
 
 import errno
 import os
-import pwd
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -18,8 +17,8 @@ from trio.testing import MockClock
 import agentd.watch
 from agentd.inputs import InputReader, Inputs
 from agentd.resolve import EffectiveAgent
-from agentd.settings import AgentUser, Settings
 from agentd.watch import Watch, trail
+from tests.settings import settings_below
 
 CARD = '[[agents]]\nname = "{}"\nharness = "custom"\nprompt_file = "prompt.md"\n'
 TICK = 5.0
@@ -36,25 +35,7 @@ class Desk:
         self.prompt = home / "prompt.md"
         self.watch = Watch()
         self.looks: list[tuple[float, Inputs]] = []
-        account = pwd.getpwuid(os.geteuid())
-        user = AgentUser(
-            name=account.pw_name, uid=account.pw_uid, gid=account.pw_gid, groups=(), home=str(home), shell="/bin/sh"
-        )
-        settings = Settings(
-            config=self.card,
-            secret_dir=self.secrets,
-            tmux_socket=home / "tmux.sock",
-            api_socket=home / "api.sock",
-            run_dir=home / "run",
-            debug=False,
-            agent_user=user,
-            switch_user=False,
-            admin_gid=None,
-            tmux="tmux",
-            sudo=None,
-            default_workdir=str(home),
-        )
-        self._reader = InputReader(settings, self.watch)
+        self._reader = InputReader(settings_below(home), self.watch)
         self._send, self._knocks = trio.open_memory_channel[None](1)
 
     def knock(self) -> None:
