@@ -210,6 +210,18 @@ class World:
         fresh.write_text(text)
         fresh.rename(self.card)
 
+    def use_defaults(self) -> Path:
+        """Have everything where an ordinary user's agentd has it by default; return the card's directory."""
+        config, runtime = self.home / "conf" / "agentd", self.home / "runtime"
+        config.mkdir(parents=True)
+        runtime.mkdir(mode=0o700)
+        self.env |= {"XDG_CONFIG_HOME": str(config.parent), "XDG_RUNTIME_DIR": str(runtime)}
+        self.card = config / "jcard.toml"
+        self.api_socket, self.tmux_socket = runtime / "agentd" / "agentd.sock", runtime / "agentd" / "tmux.sock"
+        self.run_dir = runtime / "agentd" / "run"
+        self.explicit = False
+        return config
+
     # The process.
 
     def command(self, *flags: str) -> list[str]:

@@ -189,15 +189,8 @@ def test_valid_card(served: World) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root's defaults are places of the machine")
 def test_defaults_of_an_ordinary_user(world: World) -> None:
     """Without flags it finds what an ordinary user's agentd has without flags."""
-    config, runtime = world.home / "conf" / "agentd", world.home / "runtime"
-    config.mkdir(parents=True)
-    runtime.mkdir(mode=0o700)
-    world.env |= {"XDG_CONFIG_HOME": str(config.parent), "XDG_RUNTIME_DIR": str(runtime)}
-    world.card = config / "jcard.toml"
+    world.use_defaults()
     world.write_card(world.agent("a"))
-    world.api_socket, world.tmux_socket = runtime / "agentd" / "agentd.sock", runtime / "agentd" / "tmux.sock"
-    world.run_dir = runtime / "agentd" / "run"
-    world.explicit = False
     world.start()
     world.wait_ready("a")
     assert json.loads(agentctl(world, "status", "--json", env={"AGENTD_API_SOCKET": ""}).stdout)[0]["name"] == "a"

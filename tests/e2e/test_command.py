@@ -272,20 +272,13 @@ def test_without_a_card(world: World) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root's defaults are places of the machine")
 def test_defaults_of_an_ordinary_user(world: World) -> None:
     """Without flags an ordinary user's agentd has its card in XDG_CONFIG_HOME and its sockets in XDG_RUNTIME_DIR."""
-    config, runtime = world.home / "conf" / "agentd", world.home / "runtime"
-    config.mkdir(parents=True)
-    runtime.mkdir(mode=0o700)
-    world.env |= {"XDG_CONFIG_HOME": str(config.parent), "XDG_RUNTIME_DIR": str(runtime)}
-    world.card = config / "jcard.toml"
+    config = world.use_defaults()
     (config / "secrets").mkdir()
     (config / "secrets" / "VALUE").write_text("t")
     world.write_card(world.agent("a"))
-    world.api_socket, world.tmux_socket = runtime / "agentd" / "agentd.sock", runtime / "agentd" / "tmux.sock"
-    world.run_dir = runtime / "agentd" / "run"
-    world.explicit = False
     world.start()
     assert world.wait_ready("a").env["VALUE"] == "t"
-    assert stat.S_IMODE((runtime / "agentd").stat().st_mode) == 0o700
+    assert stat.S_IMODE(world.api_socket.parent.stat().st_mode) == 0o700
     assert world.run_dir.is_dir()
 
 

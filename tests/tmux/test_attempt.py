@@ -5,10 +5,12 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 import trio
+import trio.testing
 
 from agentd import launch, script
 from agentd.card import Agent
@@ -18,7 +20,7 @@ from agentd.processes import Scanner
 from agentd.resolve import EffectiveAgent
 from agentd.sessions import AttemptRequest, LaunchBlockedError, NeverStartedError
 from agentd.settings import Settings
-from agentd.tmux import open_tmux
+from agentd.tmux import Tmux, open_tmux
 
 SHELLS = [name for name in ("bash", "dash", "zsh") if shutil.which(name)]
 PATIENCE = 15.0
@@ -433,3 +435,48 @@ def _say(lifeline: Path, what: bytes) -> None:
         os.write(end, what)
     finally:
         os.close(end)
+
+
+class Asked:
+    """What tmux was asked, by the first word of each command."""
+
+    def __init__(self, tmux: Tmux, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._words: list[str] = []
+        real = tmux.command
+
+        async def command(*words: str, **options: Any) -> tuple[str, ...]:
+            self._words.append(words[0])
+            return await real(*words, **options)
+
+        monkeypatch.setattr(tmux, "command", command)
+
+    def since(self) -> list[str]:
+        """The commands since the last time that somebody asked."""
+        words, self._words = self._words, []
+        return words
+
+
+async def test_commands_of_an_attempt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch or a restart is seven commands to tmux, a stop four; the end of an agent, known or swept, is none."""
+    tmux, env = world.sessions.tmux, {"SECRET": "x" * 1000}
+    asked = Asked(tmux, monkeypatch)
+    first = world.attempt("sh", "-c", "read x", env=env)
+    await first.launch()
+    assert asked.since() == [*("list-panes", "new-session", "set-option", "set-option", "send-keys", "send-keys")]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(first.ended)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert asked.since() == ["set-option"], "the record of the start, off the way of the launch"
+        await tmux.command("send-keys", "-t", "=a:", "Enter")
+        asked.since()
+    await first.sweep()
+    assert asked.since() == []
+    second = world.attempt("sleep", "1000", env=env, number=2, previous=first)
+    await second.launch()
+    assert asked.since() == [*("send-keys", "respawn-pane", "list-panes", "set-option", "send-keys", "send-keys")]
+    await second.interrupt(again=False)
+    assert asked.since() == ["copy-mode", "send-keys"]
+    await second.ended()
+    await second.sweep()
+    await second.close()
+    assert asked.since() == ["set-option", "kill-pane", "kill-session"]
