@@ -32,6 +32,9 @@ class World(Protocol):
     def attempt(self, play: Play, *, number: int = 1, previous: Attempt | None = None) -> Attempt:
         """Make an attempt that does this."""
 
+    async def ready(self) -> None:
+        """Wait until the harness of the last attempt listens to signals as its play says."""
+
     def unblock(self) -> None:
         """Take the cause away for which a blocked attempt was blocked."""
 
@@ -58,6 +61,10 @@ class FakeWorld:
         self.sessions.script("a", play)
         return self.sessions.attempt(_request(_effective("/"), number, previous))
 
+    async def ready(self) -> None:
+        """Wait for nothing: a play is there from its start."""
+        await trio.lowlevel.checkpoint()
+
     def unblock(self) -> None:
         """Take the cause away."""
         self.sessions.causes.clear()
@@ -69,16 +76,23 @@ class TmuxWorld:
     def __init__(self, sessions: TmuxSessions, tmp_path: Path) -> None:
         self.sessions = sessions
         self._missing = tmp_path / "missing"
+        self._ready = tmp_path / "ready"
         self._workdir = str(tmp_path)
 
     def attempt(self, play: Play, *, number: int = 1, previous: Attempt | None = None) -> Attempt:
         """Make an attempt of a shell script that does this."""
         on_interrupt = "''" if play.exits_on is None else f"'exit {play.interrupt_code}'"
         sleep = "while :; do sleep 0.1; done" if play.ends_after is None else f"sleep {play.ends_after}"
-        script = f"trap {on_interrupt} INT; trap '' TERM HUP; {sleep}; exit {play.code}"
+        self._ready.unlink(missing_ok=True)
+        script = f"trap {on_interrupt} INT; trap '' TERM HUP; : >{self._ready}; {sleep}; exit {play.code}"
         workdir = self._workdir if play.blocked is None else str(self._missing)
         effective = _effective(workdir, "sh", "-c", script)
         return self.sessions.attempt(_request(effective, number, previous))
+
+    async def ready(self) -> None:
+        """Wait until the script has set its traps: it is launched a moment before that."""
+        while not self._ready.exists():  # noqa: ASYNC110 - what is waited for is a file
+            await trio.sleep(0.01)
 
     def unblock(self) -> None:
         """Take the cause away."""
@@ -126,6 +140,7 @@ async def test_an_interrupt_reaches_the_harness(world: World) -> None:
     with trio.fail_after(BOUND):
         attempt = world.attempt(Play(exits_on=1, interrupt_code=7))
         await attempt.launch()
+        await world.ready()
         assert await attempt.interrupt(again=False) is False
         assert (await attempt.ended()).code == 7
         await attempt.close()
@@ -136,6 +151,7 @@ async def test_a_sweep_ends_a_harness_that_ignores_everything(world: World) -> N
     with trio.fail_after(BOUND):
         attempt = world.attempt(Play(exits_on=None, sweep_takes=0.1))
         await attempt.launch()
+        await world.ready()
         await attempt.interrupt(again=False)
         assert await attempt.sweep() == 0
         ended = await attempt.ended()
