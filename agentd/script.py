@@ -84,6 +84,7 @@ def _shown(argv: tuple[str, ...]) -> str:
 
 # Descriptor 9 is the lifeline. Opened read-write it never blocks and never raises SIGPIPE while agentd is away.
 # `[ -p` twice: opening makes a regular file where the FIFO was just taken away, and then this launch was given up.
+# What runs is shown after `start`: until then the screen tells, in the log and the API, why nothing came up.
 # The traps are caught, not ignored: an ignored signal would stay ignored in the harness. TSTP is left alone, so that
 # Ctrl-Z stops script and harness together. TTOU is ignored at the end only: in the background, stty would stop us.
 _TEMPLATE = """\
@@ -103,8 +104,11 @@ trap : HUP INT QUIT TERM
     printf 'blocked binary %.{path_shown}s\\n' "$PATH" >&9
     printf 'agentd: %s is not in PATH (%s)\\n' {binary} "$PATH" >&2; exit 125
   fi
-  printf 'agentd runs: %s\\n' {shown}
-  exec /bin/sh -c 'printf "start %s %s\\n" "$PPID" "$$" >&9; exec "$@" 9>&-' sh {command}
+  exec /bin/sh -c '
+    printf "start %s %s\\n" "$PPID" "$$" >&9
+    printf "agentd runs: %s\\n" "$1"
+    shift
+    exec "$@" 9>&-' sh {shown} {command}
 )
 code=$?
 printf 'exit %s\\n' "$code" >&9

@@ -271,6 +271,19 @@ async def test_cancelled_launch(world: World, tmp_path: Path, after: float) -> N
     assert not any(lives(int(pid)) for pid in pids)
 
 
+async def test_prompt_of_a_launch_that_fails(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher that ends before its harness runs has shown nothing of the command line: the message would tell it."""
+    monkeypatch.setattr(launch, "START_LIMIT", 2)
+    for name in (".bash_profile", ".profile"):
+        (tmp_path / "home" / name).write_text("ulimit -s 512\n")
+    attempt = world.attempt("true", "hunter2 " * 40, "x" * 100_000, env={"BIG": "x" * 40_000})
+    with pytest.raises(NeverStartedError, match="too long") as caught:
+        await attempt.launch()
+    assert "hunter2" not in str(caught.value)
+    assert await attempt.sweep() == 0
+    await attempt.close()
+
+
 async def test_restart_in_the_same_session(world: World) -> None:
     """The next attempt takes the session over, and what the one before showed is in its history."""
     first = world.attempt("sh", "-c", "echo WORDS-OF-THE-FIRST; exit 1")
