@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Container
 
 from agentd.lifeline import Lifeline
 from agentd.script import Script
@@ -21,12 +22,15 @@ class AttemptDirectory:
         self.fifo = self._path / "lifeline"
 
     @staticmethod
-    def remove_all(settings: Settings, instance: str) -> None:
-        """Take away the directories of all attempts of an agentd, which is dead."""
+    def remove_others(
+        settings: Settings, instance: str, attempts: Container[tuple[str, int]], runs: Container[str]
+    ) -> None:
+        """Take away the directories of a dead agentd's attempts, but for these and all of these runs."""
         for path in settings.run_dir.glob(f"{instance}-*-*"):
             run, _, number = path.name.removeprefix(f"{instance}-").rpartition("-")
-            if run.isalnum() and number.isdecimal():
-                AttemptDirectory(settings, instance, run, int(number)).remove()
+            if not (run.isalnum() and number.isdecimal()) or run in runs or (run, int(number)) in attempts:
+                continue
+            AttemptDirectory(settings, instance, run, int(number)).remove()
 
     def write(self, script: Script) -> Lifeline:
         """Write both, and open our end of the lifeline.
@@ -45,6 +49,17 @@ class AttemptDirectory:
         if self._settings.switch_user:
             os.chown(self.fifo, user.uid, user.gid, follow_symlinks=False)
             self._path.chmod(0o711)
+        return Lifeline(self.fifo)
+
+    def reopen(self) -> Lifeline:
+        """Open our end of the lifeline of an attempt that an earlier agentd has begun; a lost one says nothing more.
+
+        Raises:
+            OSError: if it cannot be opened.
+        """
+        self._path.mkdir(mode=0o711, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(self.fifo, 0o600)
         return Lifeline(self.fifo)
 
     def withdraw_script(self) -> None:

@@ -21,13 +21,13 @@ import trio
 from agentd import __version__
 from agentd.api_socket import bind_api_socket, remove_api_socket, socket_identity
 from agentd.inputs import InputReader
-from agentd.launch import TmuxSessions
 from agentd.processes import Scanner
 from agentd.reconciler import Reconciler
 from agentd.run import Looks, Surroundings
 from agentd.settings import Settings
 from agentd.status import DaemonStatus, StatusStore
 from agentd.tmux import Tmux, open_tmux
+from agentd.tmux_sessions import TmuxSessions
 from agentd.watch import Watch
 
 LAUNCHES = 8

@@ -23,6 +23,8 @@ class RunView:
 
     effective: EffectiveAgent
     phase: Phase
+    known: bool = attrs.field(default=True, kw_only=True)
+    """Whether more is known of the effective agent than its digest and its session."""
 
 
 @attrs.frozen
@@ -101,7 +103,7 @@ def _stop(name: str, run: RunView, wanted: Wanted) -> Stop | None:
             return Stop(name, CHANGED)
         case Unsupported():
             return Stop(name, CHANGED)
-        case Blocked() if run.phase is Phase.ENDED and agent != run.effective.agent:
+        case Blocked() if run.phase is Phase.ENDED and run.known and agent != run.effective.agent:
             return Stop(name, CHANGED)
         case _:
             return None

@@ -16,7 +16,7 @@ from agentd.inputs import Inputs
 from agentd.lifecycle import State
 from agentd.logs import OncePer
 from agentd.plan import Action, Hold, Phase, Refuse, RunView, Start, Stop, not_in_force, plan
-from agentd.resolve import Blocked
+from agentd.resolve import Blocked, EffectiveAgent
 from agentd.run import Run, Surroundings
 from agentd.status import AgentStatus
 
@@ -35,8 +35,17 @@ class _Entry:
 class Reconciler:
     """Runs every agent of the card in the nursery that it is given."""
 
-    def __init__(self, read: Callable[[], Awaitable[Inputs]], around: Surroundings, *, tick: float = TICK) -> None:
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[Inputs]],
+        around: Surroundings,
+        *,
+        tick: float = TICK,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`beat` is called at every stage of a look: as long as it is, the loop lives."""
         self._read = read
+        self._beat = beat
         self._around = around
         self._tick = tick
         self._runs: dict[str, _Entry] = {}
@@ -57,17 +66,42 @@ class Reconciler:
             self.knock()
             agents.start_soon(self._knock_by_the_clock)
             async for _ in self._knocked:
+                self._beat()
                 inputs = await self._read()
+                self._beat()
                 self._tell(inputs)
                 # Until a first valid card, nothing that is found is stopped; until it is known, nothing is launched.
                 if not self._recovered and inputs.card is not None:
-                    self._recovered = await self._around.sessions.recover()
+                    await self._recover(inputs, agents)
+                    self._beat()
+                self._recognise(inputs)
                 for action in plan(inputs.wanted, self._views()) if self._recovered else _hold_all(inputs):
                     self._apply(action, agents)
                 self._forget_placeholders(inputs)
                 self._around.store.order(inputs.wanted)
                 self._around.looks.ring()
                 looked.set()
+
+    async def _recover(self, inputs: Inputs, agents: trio.Nursery) -> None:
+        """Take over the runs of an agentd that was killed; what the card says of them now, the plan then sees to."""
+        notes = await self._around.sessions.recover()
+        if notes is None:
+            return
+        self._recovered = True
+        for note in notes:
+            name = note.status.name
+            _, what = inputs.wanted.get(name, (None, None))
+            known = isinstance(what, EffectiveAgent) and what.digest == note.status.digest
+            effective = what if isinstance(what, EffectiveAgent) and known else note.stand_in()
+            entry = self._runs[name] = _Entry(Run(effective, note.run, self._around, note, known=known))
+            agents.start_soon(self._supervise, name, entry)
+
+    def _recognise(self, inputs: Inputs) -> None:
+        """Tell runs that were taken over unknown what they are, now that it can be read."""
+        for name, entry in self._runs.items():
+            _, what = inputs.wanted.get(name, (None, None))
+            if not entry.run.known and isinstance(what, EffectiveAgent) and what.digest == entry.run.effective.digest:
+                entry.run.recognise(what)
 
     async def sweep(self) -> None:
         """End once more whatever any run still holds, in case one of the stops was itself broken. Bounded."""
@@ -81,7 +115,9 @@ class Reconciler:
             self.knock()
 
     def _views(self) -> dict[str, RunView]:
-        return {name: RunView(entry.run.effective, entry.phase) for name, entry in self._runs.items()}
+        return {
+            name: RunView(entry.run.effective, entry.phase, known=entry.run.known) for name, entry in self._runs.items()
+        }
 
     def _apply(self, action: Action, agents: trio.Nursery) -> None:
         match action:

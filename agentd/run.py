@@ -12,20 +12,16 @@ from typing import Any
 import attrs
 import trio
 
-from agentd.lifecycle import Decision, Event, Exit, How, State, decide, follow
+from agentd.announcer import Announcer
+from agentd.interrupt import interrupt
+from agentd.lifecycle import Decision, Event, Exit, How, State, decide
 from agentd.plan import CHANGED, REMOVED
 from agentd.resolve import Blocked, EffectiveAgent
-from agentd.sessions import Attempt, AttemptRequest, LaunchBlockedError, NeverStartedError, Sessions
+from agentd.sessions import Attempt, AttemptRequest, LaunchBlockedError, NeverStartedError, RunNote, Sessions
 from agentd.status import AgentStatus, StatusStore
 
 STOP_LIMIT = 30.0
 """Seconds that a stop may take beyond the grace period: the bound of its shield."""
-PRESS_GAP = 0.3
-"""Seconds between two C-c of a volley: full-screen UIs ask for the second within 0.8 s (measured, see docs)."""
-PRESSES = 3
-"""C-c in a volley: the first cancels a stream, the next two confirm."""
-PRESS_AGAIN = 5.0
-"""Seconds between two volleys."""
 LAST_WORD = 1.0
 """Seconds that a swept attempt's launcher has to report the exit."""
 
@@ -69,19 +65,36 @@ class Surroundings:
 class Run:
     """The supervision of one effective agent, across restarts, until its end."""
 
-    def __init__(self, effective: EffectiveAgent, run_id: str, around: Surroundings) -> None:
+    def __init__(
+        self,
+        effective: EffectiveAgent,
+        run_id: str,
+        around: Surroundings,
+        note: RunNote | None = None,
+        *,
+        known: bool = True,
+    ) -> None:
+        """Begin a run, or with a note, go on with one of an agentd that was killed.
+
+        Of the effective agent, then, no more may be `known` than what the note says.
+        """
         self.effective = effective
+        self.known = known
         self._id = run_id
         self._around = around
+        self._note = note
         self._scope = trio.CancelScope()
         self._wish: str | None = None
         self._cause: str | None = None
         self._attempt: Attempt | None = None
-        self._restarts = 0
-        self._blocked: str | None = None
+        self._number = self._restarts = self._doublings = 0
+        self._typed = True
+        self._next_restart: float | None = None
+        self._started: float | None = None
+        self._time_limit = trio.CancelScope()
         self._trouble: str | None = None
         agent = effective.agent
-        self._status = AgentStatus(
+        status = AgentStatus(
             name=agent.name,
             session=agent.session,
             type=agent.type,
@@ -93,11 +106,18 @@ class Run:
             since=around.wall(),
             digest=effective.digest,
         )
+        if note is not None:
+            status = attrs.evolve(note.status, wanted="running")
+            self._take_over(note)
         # Here and not in its task: tasks begin in any order, and the agents have the card's.
-        around.store.put(self._status)
+        self._announcer = Announcer(status, around.store)
 
     def __repr__(self) -> str:
         return f"<Run {self._id} of {self._status.name!r}, {self._status.state}, wish {self._wish}>"
+
+    @property
+    def _status(self) -> AgentStatus:
+        return self._announcer.status
 
     def stop(self, cause: str) -> None:
         """Begin to end the run on somebody's wish; the first wish is the one that is remembered."""
@@ -130,6 +150,7 @@ class Run:
                 left = await self._attempt.sweep()
                 await self._attempt.close()
                 if not left:
+                    self._around.sessions.forget(self._id)
                     return True
                 trouble = _left_behind(left)
         except Exception as error:  # noqa: BLE001 - the same barrier as around its life: a bug costs one agent
@@ -138,99 +159,179 @@ class Run:
             self._trouble = trouble
             _log.error("agent=%s: %s", self._status.name, trouble, exc_info=bug)
             message = f"{trouble[0].upper()}{trouble[1:]}; agentd tries again at each look."
-            self._publish(message=message, error=message)
+            self._announcer.publish(message=message, error=message)
         return False
 
+    def recognise(self, effective: EffectiveAgent) -> None:
+        """Learn what the effective agent of this run is, of which only the digest was known."""
+        self.effective, self.known = effective, True
+
     async def _supervise(self) -> None:
-        with trio.move_on_after(math.inf) as time_limit:
+        with self._time_limit:
             try:
-                await self._attempts(time_limit)
+                await self._attempts()
             except trio.Cancelled:
                 # Noted now: read after the stop, the scopes' flags are wrong when two causes overlap.
-                self._cause = self._wish or (TIMEOUT if time_limit.deadline <= trio.current_time() else SHUTDOWN)
+                timed_out = self._time_limit.deadline <= trio.current_time()
+                self._cause = self._wish or (TIMEOUT if timed_out else SHUTDOWN)
                 await self._stop(self._cause)
                 raise
         if self._cause == TIMEOUT:
             seconds = self.effective.agent.timeout
             message = f"Timed out {seconds:g} s after its first launch. It runs again when its entry changes."
             self._move(Event.TIMED_OUT, reason=TIMEOUT, message=message, error=message)
+            self._remember()
 
-    async def _attempts(self, time_limit: trio.CancelScope) -> None:
-        number = doublings = 0
-        typed = True
-        while True:
-            number += 1
-            async with self._around.launches:
-                started = trio.current_time()
-                if time_limit.deadline == math.inf and self.effective.agent.timeout is not None:
-                    self._set_deadline(time_limit, started + self.effective.agent.timeout)
-                attempt = self._begin(number, typed=typed, time_limit=time_limit)
-                blocked: Blocked | None = None
-                ended: Exit | None = None
-                try:
-                    pid = await attempt.launch()
-                except LaunchBlockedError as error:
-                    blocked = error.blocked
-                except NeverStartedError as error:
-                    lasted = trio.current_time() - started
-                    ended = Exit(how=How.NEVER_STARTED, at=self._around.wall(), duration=lasted, detail=str(error))
-                else:
-                    self._move(
-                        Event.STARTED, message="", pid=pid, running=True, started_at=self._around.wall(), attempt=number
-                    )
-            if blocked is not None:
-                await self._unblocked(attempt, blocked, time_limit)
-                continue
+    async def _attempts(self) -> None:
+        again = True
+        ended: Exit | None = None
+        if self._note is not None:
+            again, ended = await self._go_on(self._note)
+        while again:
             if ended is None:
-                ended = await attempt.ended()
-            else:
-                typed = False
-            decision = decide(self.effective.agent, ended, restarts=self._restarts, doublings=doublings)
-            doublings = decision.doublings
-            over = trio.current_time()
-            self._publish_end(decision, ended)
-            if decision.delay is None:
-                time_limit.deadline = math.inf  # what ended in time has not timed out, however long its sweep takes
-            await self._swept(attempt)
-            if decision.delay is None:
-                return
-            await trio.sleep_until(over + decision.delay)
-            self._restarts += 1
+                ended = await self._launch(None)
+            again = ended is None or await self._follow(ended)
+            ended = None
 
-    async def _unblocked(self, attempt: Attempt, blocked: Blocked, time_limit: trio.CancelScope) -> None:
+    def _take_over(self, note: RunNote) -> None:
+        """Be where the run was when its agentd was killed."""
+        self._number, self._restarts, self._doublings = note.status.attempt, note.status.restarts, note.doublings
+        self._typed, self._next_restart, self._started = note.typed, note.next_restart, note.started
+        if note.deadline is not None:
+            self._time_limit.deadline = note.deadline
+        self._attempt = self._around.sessions.adopt(self._request())
+        _log.info(
+            "agent=%s state=%s attempt=%d pid=%s: taken over from an earlier agentd",
+            note.status.name,
+            note.status.state,
+            note.status.attempt,
+            note.status.pid or "-",
+        )
+
+    async def _go_on(self, note: RunNote) -> tuple[bool, Exit | None]:
+        """Go on with the attempt that was the last one: whether there is more to come, and its end if it has one."""
+        attempt, state = self._attempt, note.status.state
+        assert attempt is not None, "it was taken over"
+        if state is State.STARTING and self.known:
+            return True, await self._launch(attempt)
+        if state is State.RUNNING:
+            ended = await attempt.ended()
+            await self._known(ended)
+            return True, ended
+        await self._swept(attempt)
+        if state in {State.COMPLETED, State.FAILED}:
+            return False, None
+        if self._next_restart is not None:
+            await trio.sleep_until(self._next_restart)
+            self._restarts += 1
+        await self._known(None)
+        return True, None
+
+    async def _known(self, ended: Exit | None) -> None:
+        """Wait until it is known what to do after an end, or what to launch."""
+        if not self.known and ended is not None:
+            message = f"{ended}; what follows waits until its entry, prompt and secrets can be read again."
+            self._announcer.publish(running=False, pid=None, exit=ended, message=f"{message[0].upper()}{message[1:]}")
+        while not self.known:
+            await self._around.looks.next()
+
+    async def _launch(self, attempt: Attempt | None) -> Exit | None:
+        """Launch an attempt, or a new one, and await its end; None where something was in the way, and may be gone."""
+        blocked: Blocked | None = None
+        async with self._around.launches:
+            began = trio.current_time()
+            if self._time_limit.deadline == math.inf and self.effective.agent.timeout is not None:
+                self._set_deadline(began + self.effective.agent.timeout)
+            attempt = attempt or self._begin()
+            self._remember()  # before anything is launched: a launch of which nobody knows could be doubled
+            try:
+                pid = await attempt.launch()
+            except LaunchBlockedError as error:
+                blocked = error.blocked
+            except NeverStartedError as error:
+                self._typed = False
+                lasted = trio.current_time() - began
+                return Exit(how=How.NEVER_STARTED, at=self._around.wall(), duration=lasted, detail=str(error))
+            else:
+                self._started = trio.current_time()
+                wall = self._around.wall()
+                self._move(Event.STARTED, message="", pid=pid, running=True, started_at=wall, attempt=self._number)
+                self._remember()
+        if blocked is not None:
+            await self._unblocked(attempt, blocked)
+            return None
+        return await attempt.ended()
+
+    async def _follow(self, ended: Exit) -> bool:
+        """Do what the policy says after an end; return whether there is another attempt."""
+        assert self._attempt is not None, "something has ended"
+        decision = decide(self.effective.agent, ended, restarts=self._restarts, doublings=self._doublings)
+        self._doublings = decision.doublings
+        over = trio.current_time()
+        self._next_restart = None if decision.delay is None else over + decision.delay
+        if decision.delay is None:
+            self._time_limit.deadline = math.inf  # what ended in time has not timed out, however long its sweep takes
+        self._publish_end(decision, ended)
+        self._remember()
+        await self._swept(self._attempt)
+        if self._next_restart is None:
+            return False
+        await trio.sleep_until(self._next_restart)
+        self._restarts += 1
+        return True
+
+    async def _unblocked(self, attempt: Attempt, blocked: Blocked) -> None:
         """Return at the first look at which the cause may be gone."""
         if self._restarts == 0:
-            self._set_deadline(time_limit, math.inf)  # the timeout counts from the first launch that was one
+            self._set_deadline(math.inf)  # the timeout counts from the first launch that was one
+        self._next_restart = None
         self._move(Event.BLOCKED, reason=blocked.reason, message=blocked.message, error=blocked.message)
+        self._remember()
         await self._swept(attempt)  # where tmux failed in the middle, something may run all the same
         await self._around.looks.next()
         while await self._around.sessions.still_blocked(self.effective, blocked):
             await self._around.looks.next()
 
-    def _begin(self, number: int, *, typed: bool, time_limit: trio.CancelScope) -> Attempt:
-        request = AttemptRequest(
-            effective=self.effective,
-            run=self._id,
-            number=number,
-            restarts=self._restarts,
-            deadline=None if time_limit.deadline == math.inf else time_limit.deadline,
-            typed=typed,
-            previous=self._attempt,
-        )
-        self._attempt = self._around.sessions.attempt(request)
+    def _begin(self) -> Attempt:
+        self._number += 1
+        self._next_restart = self._started = None
+        self._attempt = self._around.sessions.attempt(self._request())
         self._move(
             Event.LAUNCHED,
             message="Its harness is being started.",
-            attempt=number,
+            attempt=self._number,
             restarts=self._restarts,
             next_restart_at=None,
         )
         return self._attempt
 
-    def _set_deadline(self, time_limit: trio.CancelScope, deadline: float) -> None:
-        time_limit.deadline = deadline
+    def _request(self) -> AttemptRequest:
+        return AttemptRequest(
+            effective=self.effective, run=self._id, number=self._number, typed=self._typed, previous=self._attempt
+        )
+
+    def _remember(self) -> None:
+        """Have the next agentd know where this run is, should this one be killed now."""
+        if self._attempt is None:
+            return
+        deadline = self._time_limit.deadline
+        note = RunNote(
+            run=self._id,
+            status=self._status,
+            timeout=self.effective.agent.timeout,
+            grace_period=self.effective.agent.grace_period,
+            doublings=self._doublings,
+            typed=self._typed,
+            deadline=None if deadline == math.inf else deadline,
+            next_restart=self._next_restart,
+            started=self._started,
+        )
+        self._around.sessions.remember(note, self._attempt)
+
+    def _set_deadline(self, deadline: float) -> None:
+        self._time_limit.deadline = deadline
         left = deadline - trio.current_time()
-        self._publish(deadline_at=None if deadline == math.inf else self._around.wall() + left)
+        self._announcer.publish(deadline_at=None if deadline == math.inf else self._around.wall() + left)
 
     def _publish_end(self, decision: Decision, ended: Exit) -> None:
         self._move(
@@ -251,9 +352,9 @@ class Run:
             message = f"{_left_behind(left)}; agentd tries again at each look."
             if message != self._status.message:
                 _log.error("agent=%s: %s", self._status.name, message)
-                self._publish(message=message, error=message)
+                self._announcer.publish(message=message, error=message)
             await self._around.looks.next()
-        self._publish(message=before.message, error=before.error)
+        self._announcer.publish(message=before.message, error=before.error)
 
     async def _stop(self, cause: str) -> None:
         """End the attempt and what it started: C-c, the grace period, then by force. Shielded, bounded."""
@@ -263,15 +364,15 @@ class Run:
         grace = self.effective.agent.grace_period
         with trio.move_on_after(grace + STOP_LIMIT, shield=True) as limit:
             if self._attempt is not None:
-                ended = await self._interrupt(self._attempt, grace) if self._status.running else None
+                ended = await interrupt(self._attempt, grace, self._around.hurry) if self._status.running else None
                 if ended is not None:
-                    self._publish(running=False, pid=None, exit=attrs.evolve(ended, wish=cause))
+                    self._announcer.publish(running=False, pid=None, exit=attrs.evolve(ended, wish=cause))
                 await self._attempt.sweep()
                 if self._status.running:
                     with trio.move_on_after(LAST_WORD):
                         ended = await self._attempt.ended()
-                        self._publish(exit=attrs.evolve(ended, wish=cause))
-                    self._publish(running=False, pid=None)
+                        self._announcer.publish(exit=attrs.evolve(ended, wish=cause))
+                    self._announcer.publish(running=False, pid=None)
                 if cause != TIMEOUT or self._wish is not None:
                     await self._attempt.close()
         if limit.cancelled_caught:
@@ -288,57 +389,10 @@ class Run:
         except Exception:  # noqa: BLE001 - the same barrier
             _log.exception("agent=%s: the same for its stop", self._status.name)
         self._move(Event.BROKE, reason="bug", message=message, error=message, running=False, pid=None)
-
-    async def _interrupt(self, attempt: Attempt, grace: float) -> Exit | None:
-        """Press C-c and wait for the exit as long as the grace period, or until somebody is in a hurry."""
-        with trio.move_on_after(grace):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._give_way, nursery.cancel_scope)
-                nursery.start_soon(_press, attempt)
-                ended = await attempt.ended()
-                nursery.cancel_scope.cancel()
-                return ended
-        return None
-
-    async def _give_way(self, scope: trio.CancelScope) -> None:
-        await self._around.hurry.wait()
-        scope.cancel("hurry")
+        self._remember()
 
     def _move(self, event: Event, **changes: Any) -> None:
-        """Publish what an event made of the agent, and say it in the log."""
-        state = follow(self._status.state, event)
-        fresh: dict[str, Any] = {"reason": None, "error": None, "state": state}
-        if state is not self._status.state:
-            fresh["since"] = self._around.wall()
-        self._publish(**(fresh | changes))
-        self._say(event)
-
-    def _say(self, event: Event) -> None:
-        """Log an event, but not that a blocked agent was tried again, and is blocked by the same as before."""
-        status = self._status
-        again = self._blocked is not None and event is Event.LAUNCHED
-        same = event is Event.BLOCKED and status.message == self._blocked
-        if event is Event.BLOCKED:
-            self._blocked = status.message
-        elif event is not Event.LAUNCHED:
-            self._blocked = None
-        if again or same:
-            return
-        _log.log(
-            logging.WARNING if status.error else logging.INFO,
-            "agent=%s wanted=%s state=%s reason=%s attempt=%d pid=%s: %s",
-            status.name,
-            status.wanted,
-            status.state,
-            status.reason or "-",
-            status.attempt,
-            status.pid or "-",
-            status.message or event,
-        )
-
-    def _publish(self, **changes: Any) -> None:
-        self._status = attrs.evolve(self._status, **changes)
-        self._around.store.put(self._status)
+        self._announcer.move(event, self._around.wall(), **changes)
 
 
 _STOPPING = {
@@ -351,14 +405,3 @@ _STOPPING = {
 
 def _left_behind(count: int) -> str:
     return f"Processes that it left behind ({count}) cannot be ended"
-
-
-async def _press(attempt: Attempt) -> None:
-    """C-c as programs expect it: a cooked terminal gets one, a raw one volleys (a byte that UIs ask for twice)."""
-    raw = await attempt.interrupt(again=False)
-    while True:
-        for _ in range(PRESSES - 1 if raw else 0):
-            await trio.sleep(PRESS_GAP)
-            raw = await attempt.interrupt(again=True)
-        await trio.sleep(PRESS_AGAIN)
-        raw = await attempt.interrupt(again=True)

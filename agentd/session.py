@@ -1,7 +1,6 @@
-"""An agent's tmux session: find, create, respawn, type, interrupt, kill, and the record that outlives agentd."""
+"""An agent's tmux session: find, create, respawn, type, interrupt, kill."""
 
 import contextlib
-import json
 from collections.abc import Mapping
 
 import attrs
@@ -11,68 +10,16 @@ from agentd.proc_scan import read_stat
 from agentd.tmux import Tmux
 from agentd.tmux_protocol import escape_format
 
-RECORD_VERSION = 1
 WIDTH, HEIGHT = "200", "50"
 MARK = "AGENTD_SESSION"
-"""A variable of every session that agentd makes: it is there from the session's first moment, the record is not."""
+"""A variable of every session that agentd makes, from its first moment: whose it is, agentd's and the run's."""
 
 LAST_LINES, LAST_CHARACTERS = 5, 400
 """How much of the screen tells why a harness never started."""
 
-_RECORD = "@agentd_record"
-_FIELDS = "#{pid} #{session_id} #{pane_id} #{pane_pid} #{" + _RECORD + "}"
-
-
-@attrs.frozen(kw_only=True)
-class Record:
-    """What an agent's session remembers of its attempt, for an agentd that did not make it. Times: CLOCK_BOOTTIME."""
-
-    agent: str
-    run: str
-    digest: str
-    attempt: int
-    tag: str
-    phase: str
-    restarts: int
-    pane: str
-    launcher: int | None = None
-    launcher_ticks: int | None = None
-    started: float | None = None
-    deadline: float | None = None
-
-    def to_json(self) -> str:
-        """The record as a session option holds it."""
-        return json.dumps({"version": RECORD_VERSION} | attrs.asdict(self), separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Record | None":
-        """Read a record; None if it is none, of another version, or not of the right types: it is the agents' word."""
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(fields, dict) or fields.pop("version", None) != RECORD_VERSION:
-            return None
-        if fields.keys() != _TYPES.keys() or not all(isinstance(fields[name], _TYPES[name]) for name in _TYPES):
-            return None
-        return cls(**fields)
-
-
-_INT, _OPTIONAL = (int,), (int, float, type(None))
-_TYPES: Mapping[str, tuple[type, ...]] = {
-    "agent": (str,),
-    "run": (str,),
-    "digest": (str,),
-    "attempt": _INT,
-    "tag": (str,),
-    "phase": (str,),
-    "restarts": _INT,
-    "pane": (str,),
-    "launcher": (int, type(None)),
-    "launcher_ticks": (int, type(None)),
-    "started": _OPTIONAL,
-    "deadline": _OPTIONAL,
-}
+_EXIT = "@agentd_exit"
+"""A session option in which the launch script leaves how the harness ended, in case that nobody listens."""
+_FIELDS = "#{pid} #{session_id} #{pane_id} #{pane_pid}"
 
 
 @attrs.frozen(kw_only=True)
@@ -104,11 +51,25 @@ class Place:
 
 @attrs.frozen(kw_only=True)
 class Found:
-    """A session that is there; without a record it is somebody else's, unless it is marked as ours."""
+    """A session that is there: its panes, and whose run made it, by its mark; without one it is somebody else's."""
 
-    place: Place
-    record: Record | None
-    marked: bool
+    places: tuple[Place, ...]
+    run: str | None
+
+    @property
+    def place(self) -> Place:
+        """The first pane, which is agentd's own unless somebody has closed it."""
+        return self.places[0]
+
+    def place_like(self, before: Place | None) -> Place | None:
+        """The pane that was known before, as it is now; without any before, the first."""
+        if before is None:
+            return self.place
+        now = next((place for place in self.places if place.pane == before.pane), None)
+        if now is None or (now.server, now.session) != (before.server, before.session):
+            return None
+        # What the kernel has told of the shell once stays true when the shell is gone.
+        return before if now.shell == before.shell else now
 
 
 async def find(tmux: Tmux, name: str, mark: str) -> Found | None:
@@ -134,30 +95,33 @@ async def find_all(tmux: Tmux, mark: str) -> list[Found]:
         TmuxUnknownError: if nobody knows.
     """
     found = await _found(tmux, await tmux.command("list-panes", "-a", "-F", _FIELDS), mark)
-    return [one for one in found if one.record is not None or one.marked]
+    return [one for one in found if one.run is not None]
 
 
 async def _found(tmux: Tmux, lines: tuple[str, ...], mark: str) -> list[Found]:
-    """What panes tell of their sessions: of each, the pane that its record names, or the first."""
-    sessions: dict[str, tuple[Place, Record | None]] = {}
-    for line in lines:
-        place, record = _read_pane(line)
-        if place.session not in sessions or (record is not None and record.pane == place.pane):
-            sessions[place.session] = place, record
-    found = []
-    for place, record in sessions.values():
-        ours = record is not None and record.tag.startswith(f"{mark}/")
-        marked = ours or await _is_marked(tmux, place, mark)
-        found.append(Found(place=place, record=record if ours else None, marked=marked))
-    return found
+    sessions: dict[str, list[Place]] = {}
+    for place in map(_read_pane, lines):
+        sessions.setdefault(place.session, []).append(place)
+    return [Found(places=tuple(places), run=await _run_of(tmux, places[0], mark)) for places in sessions.values()]
 
 
-async def _is_marked(tmux: Tmux, place: Place, mark: str) -> bool:
+async def _run_of(tmux: Tmux, place: Place, mark: str) -> str | None:
     try:
         shown = await tmux.command("show-environment", "-t", place.session, MARK)
     except TmuxError:
-        return False
-    return bool(shown) and shown[0].startswith(f"{MARK}={mark}/")
+        return None
+    prefix = f"{MARK}={mark}/"
+    return shown[0].removeprefix(prefix) if shown and shown[0].startswith(prefix) else None
+
+
+async def exit_said(tmux: Tmux, place: Place, tag: str) -> str | None:
+    """The exit code that the attempt of that tag has left in its session, as it says, or None."""
+    try:
+        lines = await _command(tmux, place, "show-options", "-q", "-v", "-t", place.session, _EXIT)
+    except (TmuxError, TmuxUnknownError):
+        return None
+    said, _, code = (lines[0] if lines else "").partition(" ")
+    return code if said == tag else None
 
 
 async def create(tmux: Tmux, name: str, mark: str, inside: Inside) -> Place:
@@ -170,7 +134,7 @@ async def create(tmux: Tmux, name: str, mark: str, inside: Inside) -> Place:
         *("new-session", "-d", "-P", "-F", _FIELDS, "-s", escape_format(name)),
         *("-x", WIDTH, "-y", HEIGHT, "-e", f"{MARK}={mark}", *inside.words()),
     )
-    place, _ = _read_pane(lines[0] if lines else "")
+    place = _read_pane(lines[0] if lines else "")
     # A shell that dies leaves its words on the screen, and the session to look at them; unless it was too quick.
     with contextlib.suppress(TmuxError):
         await tmux.command("set-option", "-w", "-t", place.pane, "remain-on-exit", "on")
@@ -187,17 +151,11 @@ async def respawn(tmux: Tmux, place: Place, inside: Inside) -> Place:
     await _command(tmux, place, "send-keys", "-R", "-t", place.pane)
     await _command(tmux, place, "respawn-pane", "-k", "-t", place.pane, *inside.words())
     lines = await _command(tmux, place, "list-panes", "-s", "-t", place.session, "-F", _FIELDS)
-    for line in lines:
-        fresh, _ = _read_pane(line)
+    for fresh in map(_read_pane, lines):
         if fresh.pane == place.pane:
             return fresh
     message = f"the pane {place.pane} is gone"
     raise TmuxError(message)
-
-
-async def remember(tmux: Tmux, place: Place, record: Record, patience: float) -> None:
-    """Write the record into the session, if that takes no more than so many seconds."""
-    await _command(tmux, place, "set-option", "-t", place.session, _RECORD, record.to_json(), timeout=patience)
 
 
 async def type_line(tmux: Tmux, place: Place, line: str) -> None:
@@ -255,11 +213,9 @@ async def _command(tmux: Tmux, place: Place, *words: str, timeout: float = 10.0)
     return await tmux.command(*words, server=place.server, timeout=timeout)
 
 
-def _read_pane(line: str) -> tuple[Place, Record | None]:
-    server, _, rest = line.partition(" ")
-    session, _, rest = rest.partition(" ")
-    pane, _, rest = rest.partition(" ")
-    pid, _, record = rest.partition(" ")
+def _read_pane(line: str) -> Place:
+    words = line.split(" ")
+    server, session, pane, pid = words if len(words) == 4 else ("",) * 4  # noqa: PLR2004 - as many as there are fields
     pids = all(word.isdecimal() and len(word) < 10 for word in (server, pid))  # noqa: PLR2004
     if not (pids and session.startswith("$") and pane.startswith("%")):
         message = "tmux described a pane as nothing that could be one"
@@ -273,4 +229,4 @@ def _read_pane(line: str) -> tuple[Place, Record | None]:
         sid=None,
         tty_nr=0,
     )
-    return confirm(place), Record.from_json(record)
+    return confirm(place)

@@ -8,9 +8,11 @@ from typing import Protocol
 
 import attrs
 
+from agentd.card import Agent
 from agentd.errors import AgentdError
 from agentd.lifecycle import Exit
 from agentd.resolve import Blocked, EffectiveAgent
+from agentd.status import AgentStatus
 
 
 class LaunchBlockedError(AgentdError):
@@ -32,12 +34,39 @@ class AttemptRequest:
     effective: EffectiveAgent
     run: str
     number: int
-    restarts: int
-    deadline: float | None
-    """When the run's timeout ends it, in seconds of trio's clock."""
     typed: bool = True
     """Whether the shell is given its command by keys; False after keys did not start it."""
     previous: "Attempt | None" = None
+
+
+@attrs.frozen(kw_only=True)
+class RunNote:
+    """What the next agentd must know to go on with a run, should this one be killed.
+
+    `deadline`, `next_restart` and `started` are on trio's clock. Nothing secret: what is launched next comes from card
+    and secrets, if their digest is still the same.
+    """
+
+    run: str
+    status: AgentStatus
+    timeout: float | None
+    grace_period: float
+    doublings: int
+    typed: bool
+    deadline: float | None
+    next_restart: float | None
+    started: float | None
+
+    def stand_in(self) -> EffectiveAgent:
+        """What the note tells of the effective agent: enough to stop it."""
+        agent = Agent(
+            name=self.status.name,
+            harness=self.status.harness,
+            session=self.status.session,
+            timeout=self.timeout,
+            grace_period=self.grace_period,
+        )
+        return EffectiveAgent(agent=agent, argv=(), env={}, workdir="/", digest=self.status.digest)
 
 
 class Attempt(Protocol):
@@ -67,8 +96,23 @@ class Attempt(Protocol):
 class Sessions(Protocol):
     """Where attempts come from."""
 
-    async def recover(self) -> bool:
-        """End what an earlier agentd left behind; return whether that is done. Before anything is launched."""
+    async def recover(self) -> tuple[RunNote, ...] | None:
+        """Find the runs of an earlier agentd, and end what else it has left; None: ask again.
+
+        Before anything is launched.
+        """
+
+    def adopt(self, request: AttemptRequest) -> Attempt:
+        """The last attempt of a run that `recover` has found, of the same run and number.
+
+        Where the note says `starting`, `launch` goes on with it; where it says `running`, `ended` tells its end.
+        """
+
+    def remember(self, note: RunNote, attempt: Attempt) -> None:
+        """Have the next agentd find this run, should this one be killed."""
+
+    def forget(self, run: str) -> None:
+        """The next agentd need not know of that run: nothing of it is left."""
 
     def attempt(self, request: AttemptRequest) -> Attempt:
         """A new attempt; nothing happens before its `launch`."""

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import attrs
 import trio
 
-from agentd.lifecycle import Exit, How, exit_from_code
+from agentd.lifecycle import Exit, How, State, exit_from_code
 from agentd.resolve import Blocked, EffectiveAgent
-from agentd.sessions import AttemptRequest, LaunchBlockedError, NeverStartedError
+from agentd.sessions import Attempt, AttemptRequest, LaunchBlockedError, NeverStartedError, RunNote
 
 NEVER_STARTED_AFTER = 30.0
 
@@ -63,6 +63,10 @@ class FakeSessions:
         self.alive: dict[str, int] = defaultdict(int)
         """Live harnesses by agent: never more than one."""
         self.sessions: set[str] = set()
+        self.notes: dict[str, RunNote] = {}
+        """What is remembered of each run, by its id."""
+        self.attempts: dict[tuple[str, int], FakeAttempt] = {}
+        """All attempts, by run and number: they live on when an agentd is killed."""
         self.recovers = True
         self.wall = wall
         self._pid = 1000
@@ -71,10 +75,30 @@ class FakeSessions:
         """Say what the next attempts of an agent do."""
         self.plays[name] = deque(plays)
 
-    async def recover(self) -> bool:
-        """Nothing is ever left behind here, unless the test says that nobody knows."""
+    async def recover(self) -> tuple[RunNote, ...] | None:
+        """What was remembered, unless the test says that nobody knows."""
         await trio.lowlevel.checkpoint()
-        return self.recovers
+        return tuple(map(self._heard, self.notes.values())) if self.recovers else None
+
+    def _heard(self, note: RunNote) -> RunNote:
+        """The note, but where an attempt came up and ended while nobody listened."""
+        over = self.attempts[note.run, note.status.attempt].is_over()
+        if note.status.state is State.STARTING and over:
+            return attrs.evolve(note, status=attrs.evolve(note.status, state=State.RUNNING))
+        return note
+
+    def adopt(self, request: AttemptRequest) -> "FakeAttempt":
+        """The attempt that is there."""
+        return self.attempts[request.run, request.number]
+
+    def remember(self, note: RunNote, attempt: Attempt) -> None:
+        """Keep the note."""
+        del attempt
+        self.notes[note.run] = note
+
+    def forget(self, run: str) -> None:
+        """Drop the note."""
+        self.notes.pop(run, None)
 
     def attempt(self, request: AttemptRequest) -> "FakeAttempt":
         """A new scripted attempt."""
@@ -82,7 +106,8 @@ class FakeSessions:
         plays = self.plays[name]
         play = plays.popleft() if len(plays) > 1 else plays[0] if plays else Play()
         self._pid += 1
-        return FakeAttempt(self, request, play, self._pid)
+        attempt = self.attempts[request.run, request.number] = FakeAttempt(self, request, play, self._pid)
+        return attempt
 
     async def still_blocked(self, effective: EffectiveAgent, blocked: Blocked) -> bool:
         """Whether the test has not yet taken the cause away."""
@@ -112,8 +137,15 @@ class FakeAttempt:
         self._presses = 0
         self._defied = 0
 
+    def is_over(self) -> bool:
+        """Whether it has come up, and ended."""
+        return self._exit is not None or (self._ends_at is not None and trio.current_time() >= self._ends_at)
+
     async def launch(self) -> int:
-        """Play the launch."""
+        """Play the launch, or go on with it."""
+        if self._started is not None:
+            await trio.lowlevel.checkpoint()
+            return self._pid
         self._note("launch")
         play = self._play
         if play.bug is not None:

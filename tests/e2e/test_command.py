@@ -143,20 +143,6 @@ def test_stale_sockets(world: World) -> None:
     world.wait_ready("a")
 
 
-def test_after_a_crash(world: World) -> None:
-    """After a kill of agentd itself the next one takes its sockets, and ends what was left before it starts anew."""
-    world.write_card(world.agent("a", env={"FORK": "setsid daemon"}))
-    world.start()
-    first = world.wait_ready("a")
-    world.signal(signal.SIGKILL)
-    assert world.process is not None
-    world.process.wait()
-    world.start()
-    wait_for(lambda: len(world.starts("a")) == 2 or first.pid == world.status("a").get("pid"), "the agent")
-    second = world.wait_ready("a", len(world.starts("a")))
-    assert second.pid == first.pid or first.left() == {}
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_stop(world: World, number: signal.Signals) -> None:
     """SIGTERM and SIGINT are a clean stop: agents, sockets and the tmux server go, and the exit code is 0."""

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.outside import Start, World, lives, processes_with, wait_for
 
-LEFTOVER = "ends the session that an earlier agentd, or attempt, left behind"
+LEFTOVER = "ends a session that an earlier agentd, or attempt, left behind"
 NOBODY = "mixtape = 'a card that wants no agents'\n"
 
 
@@ -19,6 +19,12 @@ def _crash(world: World) -> None:
     assert world.process is not None
     world.process.kill()
     world.process.wait()
+
+
+def _forget(world: World) -> None:
+    """Lose what a dead agentd has remembered."""
+    for note in world.run_dir.glob("*.json"):
+        note.unlink()
 
 
 def _crash_with_tmux(world: World) -> None:
@@ -79,7 +85,7 @@ def _events(start: Start) -> list[str]:
     return [what for _, what in start.events]
 
 
-# What a dead agentd left behind
+# What a dead agentd left behind, and no note tells of
 
 
 def test_stop_while_ending_leftovers(world: World) -> None:
@@ -88,6 +94,7 @@ def test_stop_while_ending_leftovers(world: World) -> None:
     world.start()
     first = world.wait_ready("a")
     _crash(world)
+    _forget(world)
     assert lives(first.pid)
     world.spawn()
     world.wait_log(LEFTOVER)
@@ -111,6 +118,7 @@ def test_leftovers_end_first(world: World, name: str, without_tmux: bool) -> Non
         _crash_with_tmux(world)
     else:
         _crash(world)
+    _forget(world)
     assert lives(first.pid)
     world.write_card(world.agent(name, env=env))
     world.start()
@@ -122,36 +130,13 @@ def test_leftovers_end_first(world: World, name: str, without_tmux: bool) -> Non
     assert world.sessions() == [name]
 
 
-@pytest.mark.parametrize("text", ["[[agents]\n", None], ids=["invalid", "missing"])
-def test_no_card_spares_leftovers(world: World, text: str | None) -> None:
-    """Until the first valid card nothing that a dead agentd left behind is stopped; with it, it is."""
-    world.write_card(world.agent("a"))
-    good = world.card.read_text()
-    world.start()
-    first = world.wait_ready("a")
-    _crash(world)
-    if text is None:
-        world.card.unlink()
-    else:
-        world.write_card_text(text)
-    world.start()  # the API answers after the first look
-    assert lives(first.pid)
-    assert world.stop() == 0
-    assert lives(first.pid)
-    assert first.events == []
-    world.start()
-    world.write_card_text(good)
-    world.look()
-    world.wait_ready("a", 2)
-    assert first.left() == {}
-
-
 def test_tmux_ends_while_ending_leftovers(world: World) -> None:
     """A tmux server that ends while agentd ends what a dead one left behind is no bug: it goes on with a new one."""
     world.write_card(world.agent("a", env={"IGNORE": "INT TERM HUP"}))
     world.start()
     first = world.wait_ready("a")
     _crash(world)
+    _forget(world)
     world.spawn()
     world.wait_log(LEFTOVER)
     world.tmux("kill-server")

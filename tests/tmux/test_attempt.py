@@ -7,20 +7,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 import trio
 import trio.testing
 
 from agentd import launch, script
+from agentd.attempt import TmuxAttempt
 from agentd.card import Agent
-from agentd.launch import TmuxAttempt, TmuxSessions
 from agentd.lifecycle import How
 from agentd.processes import Scanner
 from agentd.resolve import EffectiveAgent
 from agentd.sessions import AttemptRequest, LaunchBlockedError, NeverStartedError
 from agentd.settings import Settings
 from agentd.tmux import Tmux, open_tmux
+from agentd.tmux_sessions import TmuxSessions
 
 SHELLS = [name for name in ("bash", "dash", "zsh") if shutil.which(name)]
 PATIENCE = 15.0
@@ -40,10 +40,11 @@ class World:
         number: int = 1,
         previous: TmuxAttempt | None = None,
         typed: bool = True,
+        name: str = "a",
     ) -> TmuxAttempt:
         """Make an attempt."""
         effective = EffectiveAgent(
-            agent=Agent(name="a", harness="custom", session="a"),
+            agent=Agent(name=name, harness="custom", session=name),
             argv=argv,
             env=env or {},
             workdir=str(self.directory),
@@ -53,34 +54,34 @@ class World:
             effective=effective,
             run="abc",
             number=number,
-            restarts=number - 1,
-            deadline=None,
             typed=typed,
             previous=previous,
         )
-        return self.sessions.attempt(request)
+        attempt = self.sessions.attempt(request)
+        assert isinstance(attempt, TmuxAttempt)
+        return attempt
 
     async def names(self) -> list[str]:
         """The sessions that are not agentd's own."""
-        lines = await self.sessions.tmux.command("list-sessions", "-F", "#{session_name}")
+        lines = await self.sessions.world.tmux.command("list-sessions", "-F", "#{session_name}")
         return sorted(set(lines) - {"_agentd"})
 
     async def type(self, line: str) -> None:
         """Type a line into the agent's session."""
-        await self.sessions.tmux.command("send-keys", "-l", "-t", "=a:", line)
-        await self.sessions.tmux.command("send-keys", "-t", "=a:", "Enter")
+        await self.sessions.world.tmux.command("send-keys", "-l", "-t", "=a:", line)
+        await self.sessions.world.tmux.command("send-keys", "-t", "=a:", "Enter")
 
     def written(self) -> list[str]:
         """What is left in the run directory."""
-        return [str(path.relative_to(self.sessions.settings.run_dir)) for path in self._run_dir.rglob("*")]
+        return [str(path.relative_to(self.sessions.world.settings.run_dir)) for path in self._run_dir.rglob("*")]
 
     @property
     def _run_dir(self) -> Path:
-        return self.sessions.settings.run_dir
+        return self.sessions.world.settings.run_dir
 
     def lifeline(self, number: int = 1) -> Path:
         """Where an attempt's lifeline is."""
-        return self._run_dir / f"{self.sessions.instance}-abc-{number}" / "lifeline"
+        return self._run_dir / f"{self.sessions.world.instance}-abc-{number}" / "lifeline"
 
 
 @asynccontextmanager
@@ -225,7 +226,7 @@ async def test_retry_without_a_pane(world: World, tmp_path: Path, monkeypatch: p
         await first.launch()
     await until((tmp_path / "home" / "shells").exists)
     monkeypatch.setattr(launch, "START_LIMIT", 10)
-    tmux = world.sessions.tmux
+    tmux = world.sessions.world.tmux
     if what == "pane":
         await tmux.command("kill-session", "-t", "=a")
     else:
@@ -247,7 +248,7 @@ async def test_retry_without_a_pane(world: World, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("typed", [True, False])
 async def test_shell_that_ends_at_once(world: World, monkeypatch: pytest.MonkeyPatch, typed: bool) -> None:
     """A shell that ends as soon as it begins never started, which is known at once, and leaves nothing."""
-    await world.sessions.tmux.command("set-option", "-g", "default-shell", shutil.which("false") or "/bin/false")
+    await world.sessions.world.tmux.command("set-option", "-g", "default-shell", shutil.which("false") or "/bin/false")
     monkeypatch.setenv("SHELL", shutil.which("false") or "/bin/false")
     attempt = world.attempt("true", typed=typed)
     with trio.fail_after(5), pytest.raises(NeverStartedError, match="its shell ended before that"):
@@ -290,11 +291,11 @@ async def test_restart_in_the_same_session(world: World) -> None:
     await first.launch()
     await first.ended()
     await first.sweep()
-    before = await world.sessions.tmux.command("list-panes", "-a", "-F", "#{session_id} #{pane_id}")
+    before = await world.sessions.world.tmux.command("list-panes", "-a", "-F", "#{session_id} #{pane_id}")
     second = world.attempt("sleep", "1000", number=2, previous=first)
     await second.launch()
-    assert await world.sessions.tmux.command("list-panes", "-a", "-F", "#{session_id} #{pane_id}") == before
-    shown = await world.sessions.tmux.command("capture-pane", "-p", "-S", "-", "-t", "=a:")
+    assert await world.sessions.world.tmux.command("list-panes", "-a", "-F", "#{session_id} #{pane_id}") == before
+    shown = await world.sessions.world.tmux.command("capture-pane", "-p", "-S", "-", "-t", "=a:")
     assert "WORDS-OF-THE-FIRST" in shown
     await second.sweep()
     assert (await second.ended()).how is How.SIGNAL
@@ -305,7 +306,7 @@ async def test_ids_of_a_new_server(world: World, tmp_path: Path) -> None:
     """After the tmux server was killed, an attempt touches nobody else who has its ids on the new one."""
     attempt = world.attempt("sh", "-c", "sleep 1000")
     await attempt.launch()
-    tmux = world.sessions.tmux
+    tmux = world.sessions.world.tmux
     generation = tmux.generation
     (server,) = await tmux.command("display-message", "-p", "#{pid}")
     os.kill(int(server), signal.SIGKILL)
@@ -421,12 +422,7 @@ async def test_lifeline_taken_away(world: World, tmp_path: Path) -> None:
 
 async def test_many_at_once(world: World) -> None:
     """Eight launches at once all come up, each in its session."""
-    attempts = []
-    for number in range(8):
-        one = world.attempt("sleep", "1000", number=number)
-        agent = attrs.evolve(one._agent, name=f"a{number}", session=f"a{number}")
-        one._agent = agent
-        attempts.append(one)
+    attempts = [world.attempt("sleep", "1000", number=number, name=f"a{number}") for number in range(8)]
     async with trio.open_nursery() as nursery:
         for one in attempts:
             nursery.start_soon(one.launch)
@@ -470,26 +466,26 @@ class Asked:
 
 
 async def test_commands_of_an_attempt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launch or a restart is seven commands to tmux, a stop four; the end of an agent, known or swept, is none."""
-    tmux, env = world.sessions.tmux, {"SECRET": "x" * 1000}
+    """A launch or a restart is five commands to tmux, a stop four; the start and the end of an agent are none."""
+    tmux, env = world.sessions.world.tmux, {"SECRET": "x" * 1000}
     asked = Asked(tmux, monkeypatch)
     first = world.attempt("sh", "-c", "read x", env=env)
     await first.launch()
-    assert asked.since() == [*("list-panes", "new-session", "set-option", "set-option", "send-keys", "send-keys")]
+    assert asked.since() == [*("list-panes", "new-session", "set-option", "send-keys", "send-keys")]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(first.ended)
         await trio.testing.wait_all_tasks_blocked(0.05)
-        assert asked.since() == ["set-option"], "the record of the start, off the way of the launch"
+        assert asked.since() == []
         await tmux.command("send-keys", "-t", "=a:", "Enter")
         asked.since()
     await first.sweep()
     assert asked.since() == []
     second = world.attempt("sleep", "1000", env=env, number=2, previous=first)
     await second.launch()
-    assert asked.since() == [*("send-keys", "respawn-pane", "list-panes", "set-option", "send-keys", "send-keys")]
+    assert asked.since() == [*("send-keys", "respawn-pane", "list-panes", "send-keys", "send-keys")]
     await second.interrupt(again=False)
     assert asked.since() == ["copy-mode", "send-keys"]
     await second.ended()
     await second.sweep()
     await second.close()
-    assert asked.since() == ["set-option", "kill-pane", "kill-session"]
+    assert asked.since() == ["kill-pane", "kill-session"]

@@ -9,15 +9,17 @@ import attrs
 import pytest
 import trio
 
+from agentd.attempt import TmuxAttempt
 from agentd.card import Agent
-from agentd.launch import TmuxSessions
-from agentd.lifecycle import How
+from agentd.lifecycle import Exit, How, State
 from agentd.processes import Scanner
 from agentd.resolve import Blocked, EffectiveAgent
-from agentd.sessions import Attempt, AttemptRequest, LaunchBlockedError, Sessions
+from agentd.sessions import Attempt, AttemptRequest, LaunchBlockedError, RunNote, Sessions
 from agentd.settings import Settings
+from agentd.status import AgentStatus
 from agentd.testing import FakeSessions, Play
 from agentd.tmux import open_tmux
+from agentd.tmux_sessions import TmuxSessions
 
 BOUND = 20.0
 
@@ -38,11 +40,19 @@ class World(Protocol):
     def unblock(self) -> None:
         """Take the cause away for which a blocked attempt was blocked."""
 
+    async def over(self) -> None:
+        """Wait until the harness of the last attempt, and its launcher, have ended."""
+
+    @property
+    def effective(self) -> EffectiveAgent:
+        """What the last attempt launches."""
+
+    def succeed(self, attempt: Attempt) -> None:
+        """Kill the agentd that has this attempt: what is asked from now on, the next one asks."""
+
 
 def _request(effective: EffectiveAgent, number: int, previous: Attempt | None) -> AttemptRequest:
-    return AttemptRequest(
-        effective=effective, run="abc", number=number, restarts=number - 1, deadline=None, previous=previous
-    )
+    return AttemptRequest(effective=effective, run="abc", number=number, previous=previous)
 
 
 def _effective(workdir: str, *argv: str) -> EffectiveAgent:
@@ -55,11 +65,12 @@ class FakeWorld:
 
     def __init__(self) -> None:
         self.sessions = FakeSessions(time.time)
+        self.effective = _effective("/")
 
     def attempt(self, play: Play, *, number: int = 1, previous: Attempt | None = None) -> Attempt:
         """Make an attempt that does this."""
         self.sessions.script("a", play)
-        return self.sessions.attempt(_request(_effective("/"), number, previous))
+        return self.sessions.attempt(_request(self.effective, number, previous))
 
     async def ready(self) -> None:
         """Wait for nothing: a play is there from its start."""
@@ -68,6 +79,13 @@ class FakeWorld:
     def unblock(self) -> None:
         """Take the cause away."""
         self.sessions.causes.clear()
+
+    async def over(self) -> None:
+        """Wait as long as the plays of these tests take."""
+        await trio.sleep(0.2)
+
+    def succeed(self, attempt: Attempt) -> None:
+        """Change nothing: what is remembered is here already."""
 
 
 class TmuxWorld:
@@ -78,6 +96,7 @@ class TmuxWorld:
         self._missing = tmp_path / "missing"
         self._ready = tmp_path / "ready"
         self._workdir = str(tmp_path)
+        self.effective = _effective(self._workdir)
 
     def attempt(self, play: Play, *, number: int = 1, previous: Attempt | None = None) -> Attempt:
         """Make an attempt of a shell script that does this."""
@@ -86,8 +105,8 @@ class TmuxWorld:
         self._ready.unlink(missing_ok=True)
         script = f"trap {on_interrupt} INT; trap '' TERM HUP; : >{self._ready}; {sleep}; exit {play.code}"
         workdir = self._workdir if play.blocked is None else str(self._missing)
-        effective = _effective(workdir, "sh", "-c", script)
-        return self.sessions.attempt(_request(effective, number, previous))
+        self.effective = _effective(workdir, "sh", "-c", script)
+        return self.sessions.attempt(_request(self.effective, number, previous))
 
     async def ready(self) -> None:
         """Wait until the script has set its traps: it is launched a moment before that."""
@@ -97,6 +116,22 @@ class TmuxWorld:
     def unblock(self) -> None:
         """Take the cause away."""
         self._missing.mkdir()
+
+    async def over(self) -> None:
+        """Wait for what the launcher prints last."""
+        tmux = self.sessions.world.tmux
+        while not any(  # noqa: ASYNC110 - what is waited for is on a screen
+            "agentd: exit code" in line for line in await tmux.command("capture-pane", "-p", "-t", "=a:")
+        ):
+            await trio.sleep(0.01)
+
+    def succeed(self, attempt: Attempt) -> None:
+        """Close what the kernel would have closed."""
+        assert isinstance(attempt, TmuxAttempt)
+        if attempt.state.lifeline is not None:
+            attempt.state.lifeline.close()
+        before = self.sessions.world
+        self.sessions = TmuxSessions(before.settings, before.tmux, before.scanner, time.time)
 
 
 @pytest.fixture(params=["fake", "tmux"])
@@ -187,3 +222,101 @@ async def test_a_blocked_launch_says_so_until_the_cause_is_gone(world: World) ->
         assert not await world.sessions.still_blocked(effective, blocked)
         assert await attempt.sweep() == 0
         await attempt.close()
+
+
+def _note(state: State, *, exit_: Exit | None = None, **times: float) -> RunNote:
+    status = AgentStatus(
+        name="a",
+        session="a",
+        type="native",
+        harness="custom",
+        wanted="running",
+        state=state,
+        since=1.5,
+        attempt=1,
+        restarts=4,
+        exit=exit_,
+        digest="d",
+    )
+    return RunNote(
+        run="abc",
+        status=status,
+        timeout=9.5,
+        grace_period=2.5,
+        doublings=3,
+        typed=True,
+        deadline=times.get("deadline"),
+        next_restart=times.get("next_restart"),
+        started=times.get("started"),
+    )
+
+
+def _again() -> AttemptRequest:
+    return _request(_effective("/"), 1, None)
+
+
+async def test_what_is_remembered_of_a_run_is_found_by_the_next_agentd_until_it_is_forgotten(world: World) -> None:
+    """A note comes back as it was, its times on the clock of whoever reads it; forgotten, it does not."""
+    ended = Exit(how=How.SIGNAL, code=137, signal="SIGKILL", at=2.5, duration=3.5, wish="changed", detail="words")
+    now = trio.current_time()
+    note = _note(State.BACKOFF, exit_=ended, deadline=now + 60, next_restart=now + 3, started=now - 5)
+    attempt = world.attempt(Play())
+    world.sessions.remember(note, attempt)
+    world.succeed(attempt)
+    recovered = await world.sessions.recover()
+    assert recovered is not None
+    (found,) = recovered
+    for name in ("deadline", "next_restart", "started"):
+        assert abs(getattr(found, name) - getattr(note, name)) < 0.01
+    assert attrs.evolve(found, deadline=note.deadline, next_restart=note.next_restart, started=note.started) == note
+    world.sessions.forget("abc")
+    assert await world.sessions.recover() == ()
+
+
+async def test_an_attempt_is_taken_over_while_it_runs(world: World) -> None:
+    """An adopted attempt tells its end, and is swept and closed like any other."""
+    with trio.fail_after(BOUND):
+        attempt = world.attempt(Play(exits_on=1, interrupt_code=7))
+        await attempt.launch()
+        await world.ready()
+        world.sessions.remember(_note(State.RUNNING), attempt)
+        world.succeed(attempt)
+        assert await world.sessions.recover() is not None
+        adopted = world.sessions.adopt(_again())
+        assert await adopted.interrupt(again=False) is False
+        assert (await adopted.ended()).code == 7
+        assert await adopted.sweep() == 0
+        await adopted.close()
+
+
+async def test_an_end_that_nobody_saw_is_told_with_its_code(world: World) -> None:
+    """An adopted attempt that had ended before tells its exit code; for one that was still starting, too."""
+    with trio.fail_after(BOUND):
+        for state in State.RUNNING, State.STARTING:
+            attempt = world.attempt(Play(ends_after=0.1, code=5))
+            await attempt.launch()
+            world.sessions.remember(_note(state), attempt)
+            world.succeed(attempt)
+            await world.over()
+            recovered = await world.sessions.recover()
+            assert recovered is not None
+            assert [note.status.state for note in recovered] == [State.RUNNING]
+            adopted = world.sessions.adopt(_again())
+            assert (await adopted.ended()).code == 5
+            assert await adopted.sweep() == 0
+            await adopted.close()
+            world.sessions.forget("abc")
+
+
+async def test_a_launch_that_was_under_way_goes_on_or_begins_anew(world: World) -> None:
+    """An adopted attempt of which nothing had come yet is launched, and comes up once."""
+    with trio.fail_after(BOUND):
+        attempt = world.attempt(Play(ends_after=0.1, code=6))
+        world.sessions.remember(_note(State.STARTING), attempt)
+        world.succeed(attempt)
+        assert await world.sessions.recover() is not None
+        adopted = world.sessions.adopt(_request(world.effective, 1, None))
+        assert await adopted.launch() > 1
+        assert (await adopted.ended()).code == 6
+        assert await adopted.sweep() == 0
+        await adopted.close()

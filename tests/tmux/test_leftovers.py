@@ -12,14 +12,15 @@ import pytest
 import trio
 
 from agentd import session
+from agentd.attempt import TmuxAttempt
 from agentd.card import Agent
-from agentd.launch import TmuxAttempt, TmuxSessions
 from agentd.proc_scan import Snapshot
 from agentd.processes import Scanner
 from agentd.resolve import EffectiveAgent
 from agentd.sessions import AttemptRequest
 from agentd.settings import Settings
 from agentd.tmux import Tmux, open_tmux
+from agentd.tmux_sessions import TmuxSessions
 
 WORDS = "nobody knows whether"
 
@@ -39,7 +40,7 @@ def sessions(settings: Settings, tmux: Tmux) -> TmuxSessions:
 @pytest.fixture
 def escaped(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     """Start what an attempt of a dead agentd has left, and no tmux session leads to."""
-    tag = f"{sessions_of(settings, None).instance}/dead/1"
+    tag = f"{sessions_of(settings, None).world.instance}/dead/1"
     with subprocess.Popen(["sleep", "1000"], env={"AGENTD_ATTEMPT": tag}, start_new_session=True) as process:
         yield process
         process.kill()
@@ -54,17 +55,17 @@ def attempt_of(sessions: TmuxSessions) -> TmuxAttempt:
         agent=Agent(name="a", harness="custom", session="a"),
         argv=("sleep", "1000"),
         env={},
-        workdir=sessions.settings.default_workdir,
+        workdir=sessions.world.settings.default_workdir,
         digest="d",
     )
-    request = AttemptRequest(
-        effective=effective, run="dead", number=1, restarts=0, deadline=None, typed=True, previous=None
-    )
-    return sessions.attempt(request)
+    request = AttemptRequest(effective=effective, run="dead", number=1)
+    attempt = sessions.attempt(request)
+    assert isinstance(attempt, TmuxAttempt)
+    return attempt
 
 
 def make_directory(sessions: TmuxSessions, name: str) -> Path:
-    path = sessions.settings.run_dir / name
+    path = sessions.world.settings.run_dir / name
     path.mkdir(parents=True)
     (path / "launch").touch()
     os.mkfifo(path / "lifeline")
@@ -108,74 +109,88 @@ async def kill_unanswering(tmux: Tmux, server: int, change: Callable[[], Awaitab
 
 
 async def test_all_of_ours_ends(sessions: TmuxSessions, tmux: Tmux, escaped: subprocess.Popen[bytes]) -> None:
-    """Sessions with a record or a mark of ours, tagged processes and directories end, and nobody else's do."""
-    sessions.settings.run_dir.mkdir()
+    """Sessions with a mark of ours, tagged processes and directories end, and nobody else's do."""
+    sessions.world.settings.run_dir.mkdir()
     dead = attempt_of(sessions)
     pid = await dead.launch()
-    workdir = sessions.settings.default_workdir
-    await session.create(tmux, "unrecorded", f"{sessions.instance}/dead", session.Inside(workdir=workdir, env={}))
+    workdir = sessions.world.settings.default_workdir
+    await session.create(tmux, "unrecorded", f"{sessions.world.instance}/dead", session.Inside(workdir=workdir, env={}))
     await session.create(
-        tmux, "of-another-agentd", f"{sessions.instance[:-1]}/dead", session.Inside(workdir=workdir, env={})
+        tmux, "of-another-agentd", f"{sessions.world.instance[:-1]}/dead", session.Inside(workdir=workdir, env={})
     )
     await tmux.command("new-session", "-d", "-s", "foreign")
-    ours = make_directory(sessions, f"{sessions.instance}-0123abcd-12")
+    ours = make_directory(sessions, f"{sessions.world.instance}-0123abcd-12")
     others = [
         make_directory(sessions, name)
-        for name in ("0123456789ab-0123abcd-1", f"{sessions.instance}-01.3abcd-1", f"{sessions.instance}-0123abcd-x")
+        for name in (
+            "0123456789ab-0123abcd-1",
+            f"{sessions.world.instance}-01.3abcd-1",
+            f"{sessions.world.instance}-0123abcd-x",
+        )
     ]
-    assert await sessions.recover()
+    assert await sessions.recover() == ()
     assert await names(tmux) == ["foreign", "of-another-agentd"]
     assert escaped.wait(0) == -signal.SIGTERM
     assert not os.path.exists(f"/proc/{pid}")  # noqa: ASYNC240 - which takes no time
     assert not ours.exists()
     assert all(path.exists() for path in others)
-    assert len(list(sessions.settings.run_dir.iterdir())) == len(others)
-    dead._tidy()
+    assert len(list(sessions.world.settings.run_dir.iterdir())) == len(others)
+    dead.state.tidy()
 
 
 async def test_nothing_there(sessions: TmuxSessions) -> None:
     """Where no agentd was before, that is done at once."""
-    assert await sessions.recover()
+    assert await sessions.recover() == ()
 
 
 async def test_unknown(settings: Settings, escaped: subprocess.Popen[bytes]) -> None:
     """While tmux cannot tell what there is, nothing is touched and it is not done."""
     async with open_tmux(settings) as tmux:
         sessions = sessions_of(settings, tmux)
-        directory = make_directory(sessions, f"{sessions.instance}-dead-1")
-    assert not await sessions.recover()
+        directory = make_directory(sessions, f"{sessions.world.instance}-dead-1")
+    assert await sessions.recover() is None
     assert escaped.poll() is None
     assert directory.exists()
 
 
 async def test_tmux_dies_in_the_midst(
-    sessions: TmuxSessions, tmux: Tmux, escaped: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture
+    settings: Settings,
+    sessions: TmuxSessions,
+    tmux: Tmux,
+    escaped: subprocess.Popen[bytes],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A tmux server that dies while a left-over session is ended makes it not done; the next time does it."""
     caplog.set_level(logging.WARNING)
     await session.create(
-        tmux, "a", f"{sessions.instance}/dead", session.Inside(workdir=sessions.settings.default_workdir, env={})
+        tmux,
+        "a",
+        f"{sessions.world.instance}/dead",
+        session.Inside(workdir=sessions.world.settings.default_workdir, env={}),
     )
     (server,) = await tmux.command("display-message", "-p", "#{pid}")
-    sessions.scanner = HaltingScanner(os.geteuid())
-    sessions.scanner.server = int(server)
-    assert await kill_unanswering(tmux, int(server), sessions.recover) is False
+    scanner = HaltingScanner(os.geteuid())
+    scanner.server = int(server)
+    halting = TmuxSessions(settings, tmux, scanner, time.time)
+    assert await kill_unanswering(tmux, int(server), halting.recover) is None
     assert sum(WORDS in record.getMessage() for record in caplog.records) == 1
     assert escaped.wait(5) == -signal.SIGTERM
-    sessions.scanner = Scanner(os.geteuid())
-    assert await sessions.recover()
+    assert await sessions.recover() == ()
 
 
 async def test_tmux_dies_in_a_close(sessions: TmuxSessions, tmux: Tmux, caplog: pytest.LogCaptureFixture) -> None:
     """A close that has to end the session that was in its way survives the death of the tmux server."""
     caplog.set_level(logging.WARNING)
     await session.create(
-        tmux, "a", f"{sessions.instance}/dead", session.Inside(workdir=sessions.settings.default_workdir, env={})
+        tmux,
+        "a",
+        f"{sessions.world.instance}/dead",
+        session.Inside(workdir=sessions.world.settings.default_workdir, env={}),
     )
     (server,) = await tmux.command("display-message", "-p", "#{pid}")
     attempt = attempt_of(sessions)
-    attempt._leftover = await session.find(tmux, "a", sessions.instance)
-    assert attempt._leftover is not None
+    attempt.state.leftover = await session.find(tmux, "a", sessions.world.instance)
+    assert attempt.state.leftover is not None
     os.kill(int(server), signal.SIGSTOP)
     await kill_unanswering(tmux, int(server), attempt.close)
     assert sum(WORDS in record.getMessage() for record in caplog.records) == 1

@@ -175,18 +175,20 @@ async def test_backoff_counts_from_the_end(
 
 
 def _asked(world: World) -> list[tuple[int, int, bool]]:
-    return [(request.number, request.restarts, request.typed) for request in world.sessions.requests]
+    begun = [note.status.restarts for note in world.sessions.noted if note.status.state == "starting"]
+    requests = world.sessions.requests
+    return [(request.number, restarts, request.typed) for request, restarts in zip(requests, begun, strict=True)]
 
 
 async def test_requests(autojump_clock: MockClock, world: World) -> None:
-    """Each attempt is told its number, the restarts, the deadline, and the attempt whose session it takes over."""
+    """Each attempt is told its number, and the attempt whose session it takes over; its restarts are noted before."""
     world.sessions.script("a", _FAILS)
     effective = effective_of(restart="always", max_restarts=2, timeout=60.0)
     await world.live(effective)
     assert _asked(world) == [(1, 0, True), (2, 1, True), (3, 2, True)]
     requests = world.sessions.requests
     assert all(request.effective is effective and request.run == "run-1" for request in requests)
-    assert [request.deadline for request in requests] == [60, 60, 60]
+    assert {note.deadline for note in world.sessions.noted[:-1]} == {60}
     first, second, third = (request.previous for request in requests)
     assert first is None
     assert isinstance(second, FakeAttempt)
@@ -195,10 +197,10 @@ async def test_requests(autojump_clock: MockClock, world: World) -> None:
 
 
 async def test_no_deadline(autojump_clock: MockClock, world: World) -> None:
-    """Without a timeout there is no deadline, neither in the request nor in the status."""
+    """Without a timeout there is no deadline, neither noted nor in the status."""
     world.sessions.script("a", Play(ends_after=1))
     await world.live(effective_of())
-    assert world.sessions.requests[0].deadline is None
+    assert {note.deadline for note in world.sessions.noted} == {None}
     assert world.status().deadline_at is None
 
 

@@ -171,7 +171,11 @@ async def test_swept_at_the_instant_of_its_end(autojump_clock: MockClock, world:
     """A scripted attempt that is swept at the instant of its own end, with somebody waiting for it, ends once."""
     world.sessions.script("a", Play(ends_after=5))
     attempt = world.sessions.attempt(
-        AttemptRequest(effective=effective_of(), run="run-1", number=1, restarts=0, deadline=None)
+        AttemptRequest(
+            effective=effective_of(),
+            run="run-1",
+            number=1,
+        )
     )
     await attempt.launch()
     async with trio.open_nursery() as nursery:

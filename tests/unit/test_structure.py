@@ -15,13 +15,15 @@ _MODULES = sorted(path.stem for path in _ROOT.glob("*.py"))
 _ORDER = """
     __main__ cli daemon
     api api_server api_socket
-    reconciler run
-    testing launch leftovers attempt_directory session obstacles script lifeline terminal
+    reconciler run announcer interrupt
+    testing
+    tmux_sessions memory attempt launch leftovers attempt_state attempt_directory session
+    obstacles script lifeline terminal
     tmux tmux_client tmux_protocol
     processes proc_scan
     sdnotify
     inputs prompts settle watch
-    status sessions plan lifecycle
+    sessions status plan lifecycle
     ctl ctl_client ctl_text
     resolve
     card_file secrets card card_fields card_syntax harness duration regular_file

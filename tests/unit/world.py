@@ -15,7 +15,7 @@ from agentd.reconciler import Reconciler
 from agentd.resolve import Blocked, EffectiveAgent, Unsupported, resolve
 from agentd.run import Looks, Run, Surroundings
 from agentd.secrets import Secrets
-from agentd.sessions import AttemptRequest
+from agentd.sessions import Attempt, AttemptRequest, RunNote
 from agentd.status import AgentStatus, DaemonStatus, StatusStore
 from agentd.testing import FakeAttempt, FakeSessions
 
@@ -48,6 +48,12 @@ class RecordingSessions(FakeSessions):
     def __init__(self, wall: Callable[[], float]) -> None:
         super().__init__(wall)
         self.requests: list[AttemptRequest] = []
+        self.noted: list[RunNote] = []
+
+    def remember(self, note: RunNote, attempt: Attempt) -> None:
+        """Keep every note."""
+        self.noted.append(note)
+        super().remember(note, attempt)
 
     def attempt(self, request: AttemptRequest) -> FakeAttempt:
         """Note the request."""

@@ -1,0 +1,176 @@
+"""One attempt on real tmux, from its launch to its end, and everything that ends it."""
+
+import logging
+import signal
+from typing import Any
+
+import trio
+
+from agentd import session
+from agentd.attempt_directory import AttemptDirectory
+from agentd.attempt_state import AttemptState, World
+from agentd.errors import TmuxError, TmuxUnknownError
+from agentd.launch import Launch
+from agentd.leftovers import end_session
+from agentd.lifecycle import Exit, How, State, exit_from_code
+from agentd.lifeline import Lifeline, LifelineJunkError, exit_code
+from agentd.proc_scan import Stat
+from agentd.processes import end_all, remember, signal_group
+from agentd.sessions import AttemptRequest, RunNote
+from agentd.terminal import in_front, is_raw
+
+KEY_LIMIT = 1.0
+"""Seconds that tmux has to press a key, and at most a third of the grace period, before a signal does it."""
+LAUNCHER_LIMIT = 1.0
+"""Seconds that a launcher has, after it has said how the harness ended, to end itself."""
+
+_log = logging.getLogger("agentd.launch")
+
+
+class TmuxAttempt:
+    """One launch of a harness in a session of its own; single use."""
+
+    def __init__(self, world: World, request: AttemptRequest, *, taken_over: bool = False) -> None:
+        self._world = world
+        self._request = request
+        self._agent = request.effective.agent
+        self._taken_over = taken_over
+        self.state = AttemptState(
+            tag=f"{world.instance}/{request.run}/{request.number}",
+            directory=AttemptDirectory(world.settings, world.instance, request.run, request.number),
+        )
+        if isinstance(request.previous, TmuxAttempt):
+            before = request.previous.state
+            self.state.place, self.state.certain, before.place = before.place, before.certain, None
+        self._exit: Exit | None = None
+
+    def __repr__(self) -> str:
+        state = self.state
+        return f"<TmuxAttempt {state.tag} of {self._agent.name!r}, launcher {state.launcher}, exit {self._exit}>"
+
+    def take_over(self, note: RunNote, remembered: dict[str, Any], found: session.Found | None) -> None:
+        """Become what an earlier agentd has written down."""
+        self.state.take_over(remembered, found)
+        self.state.started = trio.current_time() if note.started is None else note.started
+        if note.status.state is State.STARTING:
+            self.state.typed = True  # nobody knows whether that still happened
+            return
+        self.state.directory.withdraw_script()
+        if note.status.state is not State.RUNNING:
+            self._exit = note.status.exit
+
+    async def launch(self) -> int:
+        """Launch the harness and return its pid once it runs."""
+        return await Launch(self._world, self._request, self.state).run()
+
+    async def ended(self) -> Exit:
+        """Wait for the end, as often as asked."""
+        state = self.state
+        deaf = self._exit is None and self._taken_over and state.lifeline is None
+        # Where the launcher has gone, no lifeline tells of it any more.
+        if deaf and not state.watch_launcher(self._world.settings.agent_user.uid):
+            self._exit = await self._exit_left()
+        if self._exit is None and state.lifeline is not None:
+            self._exit = await self._read_exit(state.lifeline)
+            if self._world.settings.debug and state.place is not None:
+                shown = await session.screen(self._world.tmux, state.place)
+                _log.debug("agent=%s its screen at the end: %s", self._agent.name, shown)
+        await trio.lowlevel.checkpoint()
+        return self._exit or Exit(how=How.KILLED, at=self._world.wall(), duration=self._lasted())
+
+    async def interrupt(self, *, again: bool) -> bool:
+        """Press C-c, or where the agent is not in the foreground, send what C-c would have sent."""
+        await trio.lowlevel.checkpoint()
+        state = self.state
+        if state.place is None:
+            return False
+        launcher, harness = state.launcher_stat(), state.harness_stat()
+        raw = is_raw(launcher.tty_nr if launcher is not None else state.place.tty_nr)
+        if again and not raw:
+            return False
+        if not again:
+            # What carries no tag is known by its parents, and the C-c takes these away.
+            before = remember(await self._world.scanner.scan(), state.footprint(keep_shell=True))
+            state.tree = before.tree
+        if launcher is not None and (not in_front(launcher) or (harness is not None and harness.state == "T")):
+            await self._signal(harness or launcher)
+            return False
+        patience = min(KEY_LIMIT, self._agent.grace_period / 3)
+        try:
+            await session.press_interrupt(self._world.tmux, state.place, patience)
+        except (TmuxError, TmuxUnknownError) as error:
+            _log.warning("agent=%s: C-c by signal instead of by key: %s", self._agent.name, error)
+            if launcher is not None:
+                await self._signal(launcher)
+        return raw
+
+    async def _signal(self, group: Stat) -> None:
+        await signal_group(self._world.scanner, group.pgrp, signal.SIGINT, signal.SIGCONT)
+
+    async def sweep(self) -> int:
+        """End what the attempt left behind, the session's shell excepted; return how many processes defied that."""
+        await trio.lowlevel.checkpoint()
+        state = self.state
+        if not state.typed:
+            state.tidy()
+            return 0
+        if self._exit is not None and state.lifeline is not None:
+            with trio.move_on_after(LAUNCHER_LIMIT):
+                await state.lifeline.speaker_gone()
+        if state.launcher is None:
+            state.directory.withdraw()
+        # Where nobody knows what the shell has made of the keys, it goes too: what it just forked is not tagged yet.
+        ended = await end_all(self._world.scanner, state.footprint(keep_shell=state.accounted))
+        if self._exit is not None or state.launcher is None:
+            state.tidy()
+        return ended.left
+
+    async def close(self) -> None:
+        """End the session and what is left on its terminal."""
+        await trio.lowlevel.checkpoint()
+        state = self.state
+        try:
+            if state.leftover is not None:
+                await end_session(state.leftover, self._world)
+                state.leftover = None
+            if state.place is not None:
+                await session.kill(self._world.tmux, state.place)
+        except TmuxUnknownError as error:
+            _log.warning("agent=%s: nobody knows whether its session ended: %s", self._agent.name, error)
+        if state.place is not None:
+            await end_all(self._world.scanner, state.footprint(keep_shell=False))
+            state.place = None
+        state.tidy()
+
+    async def _read_exit(self, lifeline: Lifeline) -> Exit:
+        """Read the lifeline to its end. Junk closes it, and the launcher's end is all that is left to know."""
+        try:
+            line = await lifeline.line(reopen=False)
+            code = exit_code(line) if line is not None else None
+        except LifelineJunkError:
+            _log.warning("agent=%s: its lifeline said junk; only its launcher's end is watched", self._agent.name)
+            await lifeline.speaker_gone()
+            code = None
+        if code is None and self._taken_over:
+            return await self._exit_left()  # what it said on the lifeline was said to nobody
+        return self._exit_with(code)
+
+    async def _exit_left(self) -> Exit:
+        """How the harness ended, as its launcher has left it in the session."""
+        code = None
+        if self.state.place is not None:
+            said = await session.exit_said(self._world.tmux, self.state.place, self.state.tag)
+            try:
+                code = None if said is None else exit_code(f"exit {said}")
+            except LifelineJunkError:
+                _log.warning("agent=%s: its session says junk of its exit", self._agent.name)
+        return self._exit_with(code)
+
+    def _exit_with(self, code: int | None) -> Exit:
+        at, duration = self._world.wall(), self._lasted()
+        if code is None:
+            return Exit(how=How.KILLED, at=at, duration=duration)
+        return exit_from_code(code, at=at, duration=duration)
+
+    def _lasted(self) -> float:
+        return trio.current_time() - self.state.started

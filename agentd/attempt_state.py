@@ -1,0 +1,131 @@
+"""What attempts on real tmux share, and what is known of one of them: its launch finds it out, its end needs it."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from agentd import session
+from agentd.attempt_directory import AttemptDirectory
+from agentd.lifeline import Lifeline
+from agentd.obstacles import Obstacles
+from agentd.proc_scan import Stat, read_stat, read_uid
+from agentd.processes import Footprint, Scanner
+from agentd.settings import Settings
+from agentd.tmux import Tmux
+
+
+@attrs.frozen(kw_only=True)
+class World:
+    """What the attempts of one agentd share."""
+
+    settings: Settings
+    tmux: Tmux
+    scanner: Scanner
+    wall: Callable[[], float]
+    instance: str
+    """The same for every agentd that serves this tmux socket, so that the next one knows what this one started."""
+    obstacles: Obstacles = attrs.field(factory=Obstacles)
+    untouchable: set[str] = attrs.field(factory=set)
+    """Runs that another version of agentd has left: their sessions are nobody's here."""
+
+
+@attrs.define(kw_only=True)
+class AttemptState:
+    """What is known of one attempt."""
+
+    tag: str
+    directory: AttemptDirectory
+    place: session.Place | None = None
+    certain: bool = True
+    """Whether tmux answered all that was asked of the place."""
+    leftover: session.Found | None = None
+    """A session that is in the way and is being ended."""
+    lifeline: Lifeline | None = None
+    typed: bool = False
+    """Whether something may come of the attempt: its shell was told to start it."""
+    accounted: bool = False
+    """Whether it is known what the shell made of that."""
+    launcher: int | None = None
+    launcher_ticks: int | None = None
+    harness: int | None = None
+    started: float = 0.0
+    """On trio's clock."""
+    tree: frozenset[tuple[int, int]] = frozenset()
+
+    def footprint(self, *, keep_shell: bool) -> Footprint:
+        """By what its processes are told from all others."""
+        place = self.place = self.place and session.confirm(self.place)
+        return Footprint(
+            tag=self.tag,
+            launcher=self.launcher,
+            launcher_ticks=self.launcher_ticks,
+            shell=place.shell if place else None,
+            shell_ticks=place.shell_ticks if place else None,
+            sid=place.sid if place else None,
+            keep_shell=keep_shell,
+            tree=self.tree,
+        )
+
+    def tidy(self) -> None:
+        """Give back what the attempt holds; nothing can come of it any more."""
+        if self.lifeline is not None:
+            self.lifeline.close()
+        self.directory.remove()
+
+    def to_json(self) -> dict[str, Any]:
+        """What another agentd needs to take the attempt over; the start excepted, whose clock is this process's."""
+        return {
+            "place": None if self.place is None else attrs.asdict(self.place),
+            "typed": self.typed,
+            "accounted": self.accounted,
+            "launcher": self.launcher,
+            "launcher_ticks": self.launcher_ticks,
+            "harness": self.harness,
+        }
+
+    def take_over(self, remembered: dict[str, Any], found: session.Found | None) -> None:
+        """Know again what a dead agentd has written down, as far as tmux and the kernel still say the same.
+
+        Raises:
+            KeyError, TypeError: if it is not what `to_json` gives.
+        """
+        self.place = None if found is None else found.place_like(remembered_place(remembered))
+        self.typed, self.accounted = remembered["typed"], remembered["accounted"]
+        self.launcher, self.launcher_ticks = remembered["launcher"], remembered["launcher_ticks"]
+        self.harness = remembered["harness"]
+
+    def launcher_stat(self) -> Stat | None:
+        """The launcher, if it lives."""
+        stat = None if self.launcher is None else read_stat(self.launcher)
+        return None if stat is None or stat.dead or stat.start_ticks != self.launcher_ticks else stat
+
+    def harness_stat(self) -> Stat | None:
+        """The harness, if it lives and the launcher does."""
+        stat = None if self.harness is None else read_stat(self.harness)
+        return None if stat is None or self.launcher not in {stat.ppid, stat.pid} else stat
+
+    def watch_launcher(self, uid: int) -> bool:
+        """Open the lifeline of an attempt that was taken over; return whether its launcher lives to say something."""
+        if self.launcher is None:
+            return False
+        try:
+            pidfd = os.pidfd_open(self.launcher)
+        except ProcessLookupError:
+            return False
+        if self.launcher_stat() is None or read_uid(self.launcher) != uid:
+            os.close(pidfd)
+            return False
+        try:
+            self.lifeline = self.directory.reopen()
+        except OSError:
+            os.close(pidfd)
+            raise
+        self.lifeline.watch(pidfd)
+        return True
+
+
+def remembered_place(remembered: dict[str, Any]) -> session.Place | None:
+    """The place in what `AttemptState.to_json` gave."""
+    return None if remembered["place"] is None else session.Place(**remembered["place"])
