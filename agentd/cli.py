@@ -13,6 +13,7 @@ from agentd.directories import lock_sockets, prepare_directories
 from agentd.errors import StartupError, UsageError
 from agentd.logs import configure
 from agentd.proc_scan import read_stat
+from agentd.process_context import raise_open_files
 from agentd.settings import Flags, build_settings
 from agentd.wording import escape
 
@@ -36,6 +37,8 @@ usage: agentd [flags]
   -run-dir DIR       agentd's own files while it runs
                        root: /run/agentd-run
                        else: $XDG_RUNTIME_DIR/agentd/run, or in /tmp/agentd-UID
+  -tmux-unit NAME    the systemd service that holds the tmux server, such as agentd-tmux.service;
+                       without it agentd starts the server itself
   -agent-user NAME   the user that agents run as; root: agent, else: yourself
   -admin-group NAME  the group that may attach and ask (only as root): admin
   -debug             log more: commands, names of variables, last screens
@@ -45,7 +48,16 @@ usage: agentd [flags]
 One dash or two, and -flag VALUE or -flag=VALUE, are the same.
 Signals: INT, TERM stop the agents, a second one at once; HUP reads the card again.
 """
-_TEXT_FLAGS = ("config", "secret-dir", "tmux-socket", "api-socket", "run-dir", "agent-user", "admin-group")
+_TEXT_FLAGS = (
+    "config",
+    "secret-dir",
+    "tmux-socket",
+    "api-socket",
+    "run-dir",
+    "tmux-unit",
+    "agent-user",
+    "admin-group",
+)
 _SWITCHES = ("debug", "version")
 _HELP_FLAGS = ("h", "help")
 _BOOLEANS = dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True) | dict.fromkeys(
@@ -81,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(flags: Flags) -> None:
     settings = build_settings(flags, os.environ)
     prepare_directories(settings)
+    raise_open_files()
     with lock_sockets(settings):
         # Half a second of imports, which no refusal above has to wait for.
         import trio

@@ -11,6 +11,7 @@ from typing import Final
 import attrs
 import trio
 
+from agentd.process_context import UMASK, agents_path
 from agentd.regular_file import Stat, read_regular, stat_key
 from agentd.settings import AgentUser, Settings
 from agentd.settle import settle
@@ -20,6 +21,8 @@ _MAX_PROMPT: Final = 2 * 1024 * 1024
 _READERS: Final = 8
 _TIMEOUT: Final = 5.0
 _KILL_TIMEOUT: Final = 1.0
+_LOOK_TIMEOUT: Final = 10.0
+"""For all files together: who owns some of them can have each reading take its whole time."""
 
 # What it tests is only for the message: the agent user may replace the file between any two lines.
 _SCRIPT: Final = """
@@ -58,13 +61,15 @@ class PromptReader:
     async def look(self, files: Mapping[str, PromptFile | None]) -> dict[str, PromptFile]:
         """Look at these files, of which that is known; what is wrong with one is in what was found, never raised."""
         looked: dict[str, PromptFile] = {}
-        async with trio.open_nursery() as nursery:
-            for path, known in files.items():
-                if known is not None and known.lasting and known.stat == _stat_of(path):
-                    looked[path] = known
-                else:
-                    nursery.start_soon(self._look_at, path, known, looked)
-        return looked
+        with trio.move_on_after(_LOOK_TIMEOUT):
+            async with trio.open_nursery() as nursery:
+                for path, known in files.items():
+                    if known is not None and known.lasting and known.stat == _stat_of(path):
+                        looked[path] = known
+                    else:
+                        nursery.start_soon(self._look_at, path, known, looked)
+        late = PromptFile(stat=None, lasting=False, problem="reading it took too long")
+        return {path: looked.get(path, late) for path in files}
 
     async def _look_at(self, path: str, known: PromptFile | None, looked: dict[str, PromptFile]) -> None:
         found, settled = None, False
@@ -113,8 +118,9 @@ async def _read_as(user: AgentUser, path: str, limit: int) -> bytes:
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=DEVNULL,
-            env={"PATH": os.environ.get("PATH", os.defpath)},
+            env={"PATH": agents_path(os.environ)},
             cwd="/",
+            umask=UMASK,
             user=user.uid,
             group=user.gid,
             extra_groups=user.groups,

@@ -15,11 +15,15 @@ import attrs
 
 from agentd.defaults import ROOT_DEFAULTS, ordinary_defaults, own_home
 from agentd.errors import StartupError, UsageError
+from agentd.process_context import Limits, agents_limits
+from agentd.wording import quoted
 
 _MAX_SOCKET_PATH = 107
 _OLDEST_TMUX = (3, 2)
 _TMUX_VERSION = re.compile(r"tmux (?:next-)?(\d+)\.(\d+)[a-z]*(?:-rc\d*)?")
 _TMUX_OF_THE_DAY = re.compile(r"tmux (?:master|openbsd-[\d.]+)")
+_UNIT = re.compile(r"[A-Za-z0-9:_.\\][A-Za-z0-9:_.\\@-]*\.service")
+_LONGEST_UNIT = 255
 _INSTALLERS = {
     "apt-get": "apt-get install -y",
     "dnf": "dnf install -y",
@@ -60,7 +64,12 @@ class Settings:
     """The admin group, or None when it does not exist or we are not root (sockets then keep our own group)."""
     tmux: str
     sudo: str | None
+    tmux_unit: str | None
+    """The systemd unit that holds the tmux server; None when our client starts it."""
+    systemctl: str | None
     default_workdir: str
+    limits: Limits
+    """The resource limits of a tmux server that our client starts, and with it of all agents."""
 
 
 @attrs.frozen(kw_only=True)
@@ -72,6 +81,7 @@ class Flags:
     tmux_socket: str | None = None
     api_socket: str | None = None
     run_dir: str | None = None
+    tmux_unit: str | None = None
     agent_user: str | None = None
     admin_group: str | None = None
     debug: bool = False
@@ -96,6 +106,7 @@ def build_settings(flags: Flags, environ: Mapping[str, str]) -> Settings:
     if tmux_socket == api_socket:
         msg = f"-tmux-socket and -api-socket are both {tmux_socket}: give each a path of its own"
         raise UsageError(msg)
+    tmux_unit = None if flags.tmux_unit is None else _unit_name(flags.tmux_unit)
     return Settings(
         config=config,
         secret_dir=_absolute(flags.secret_dir, defaults.secret_dir),
@@ -108,7 +119,10 @@ def build_settings(flags: Flags, environ: Mapping[str, str]) -> Settings:
         admin_gid=_admin_gid(flags.admin_group, root=root),
         tmux=_find_tmux(environ),
         sudo=_find("sudo", environ, why=f"to run agents as {agent_user.name}") if switch_user else None,
+        tmux_unit=tmux_unit,
+        systemctl=None if tmux_unit is None else _find_systemctl(tmux_unit, environ),
         default_workdir="/home/agent/workspace" if switch_user else str(config.parent),
+        limits=agents_limits(switch_user=switch_user),
     )
 
 
@@ -124,6 +138,13 @@ def _socket_path(flag: str, given: str | None, default: str) -> Path:
         msg = f"{path} has {length} bytes and a socket's path at most {_MAX_SOCKET_PATH}: give a shorter {flag}"
         raise StartupError(msg)
     return path
+
+
+def _unit_name(given: str) -> str:
+    if not _UNIT.fullmatch(given) or len(given) > _LONGEST_UNIT:
+        msg = f"-tmux-unit {quoted(given)} is no name of a systemd service: it is to be like agentd-tmux.service"
+        raise UsageError(msg)
+    return given
 
 
 def _own_user(environ: Mapping[str, str]) -> AgentUser:
@@ -210,6 +231,14 @@ def _is_recent(version: str) -> bool:
     if numbered:
         return (int(numbered[1]), int(numbered[2])) >= _OLDEST_TMUX
     return _TMUX_OF_THE_DAY.fullmatch(version) is not None
+
+
+def _find_systemctl(unit: str, environ: Mapping[str, str]) -> str:
+    found = shutil.which("systemctl", path=environ.get("PATH", os.defpath))
+    if found is None:
+        msg = f"systemctl is needed to start {unit} and is not on PATH: leave -tmux-unit out where there is no systemd"
+        raise StartupError(msg)
+    return os.path.abspath(found)
 
 
 def _find(program: str, environ: Mapping[str, str], *, why: str) -> str:

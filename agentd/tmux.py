@@ -2,16 +2,16 @@
 
 import logging
 import os
-import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 import attrs
 import trio
 
 from agentd.errors import StartupError, TmuxError, TmuxUnknownError
+from agentd.process_context import ONLY_OURS
 from agentd.settings import Settings
+from agentd.tmux_admins import admit_admins
 from agentd.tmux_client import (
     CONTROL_SESSION,
     Client,
@@ -21,6 +21,8 @@ from agentd.tmux_client import (
     printable,
     renew_socket,
 )
+from agentd.tmux_socket import refuse_other_file, remove_socket, share_socket, socket_identity
+from agentd.tmux_unit import start_unit, withdraw_start
 
 _PREPARATION = (
     ("refresh-client", "-f", "no-output"),
@@ -29,14 +31,13 @@ _PREPARATION = (
     ("set-option", "-g", "destroy-unattached", "off"),
     ("set-option", "-g", "history-limit", "20000"),
     ("set-option", "-g", "update-environment", ""),
-    # sudo describes itself to what it starts, and tmux hands what it was started with to every session.
-    *(("set-environment", "-g", "-u", f"SUDO_{name}") for name in ("COMMAND", "USER", "UID", "GID")),
+    *(("set-environment", "-g", "-u", name) for name in ONLY_OURS),
 )
 _PID_DIGITS = 10
-_SOCKET_MODE = 0o770
 
 # Seconds.
 _FIRST_PATIENCE = 3.0  # A server that was just killed refuses clients for half a second.
+_UNIT_PATIENCE = 10.0  # systemd has other things to start, too.
 _CONNECT_TIMEOUT = 10.0
 _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 5.0
@@ -68,6 +69,7 @@ class Tmux:
         self._server = 0
         self._ending = False
         self._closed = False
+        self._asked_for_unit = False
         self._socket_missing = False
         self._socket_warning = ""
 
@@ -75,21 +77,6 @@ class Tmux:
     def connected(self) -> bool:
         """Whether there is a connection just now."""
         return self._client is not None and not self._client.lost.is_set()
-
-    @property
-    def generation(self) -> int:
-        """How many connections there have been, the present one included; a new one may be to a new server."""
-        return self._generation
-
-    async def wait_connected(self) -> int:
-        """Wait until there is a connection, and return its generation; TmuxUnknownError if there will be none."""
-        await self._wait_client()
-        return self._generation
-
-    async def wait_lost(self, generation: int) -> None:
-        """Wait until the connection of this generation is gone."""
-        if self._client is not None and self._generation == generation:
-            await self._client.lost.wait()
 
     async def command(
         self,
@@ -150,7 +137,7 @@ class Tmux:
                 if connected:
                     _log.warning("lost the connection to tmux at %s, connecting again: %s", self._where, words)
                     delay = _FIRST_DELAY if now - began > _LONGEST_DELAY else delay
-                elif self._generation == 0 and now - first > _FIRST_PATIENCE:
+                elif self._generation == 0 and now - first > self._first_patience:
                     message = f"tmux at {self._where} cannot be used: {words}"
                     raise StartupError(message)
                 elif delay < _LONGEST_DELAY <= delay * 2:
@@ -161,10 +148,18 @@ class Tmux:
             kill_left_clients(self._settings)
             self._closed = True
             self._tell()
+            if self._asked_for_unit:
+                with trio.CancelScope(shield=True):  # It is bounded.
+                    await withdraw_start(self._settings)
+
+    @property
+    def _first_patience(self) -> float:
+        return _FIRST_PATIENCE if self._settings.tmux_unit is None else _UNIT_PATIENCE
 
     @property
     def _where(self) -> str:
-        return str(self._settings.tmux_socket)
+        socket, unit = self._settings.tmux_socket, self._settings.tmux_unit
+        return str(socket) if unit is None else f"{socket} (see systemctl status {unit})"
 
     async def _wait_client(self) -> Client:
         while self._client is None or self._client.lost.is_set():
@@ -189,6 +184,7 @@ class Tmux:
         except OSError as error:
             return ServerEnd(f"its process {server} cannot be watched: {error.strerror}")
         gone = False
+        identity = socket_identity(self._settings.tmux_socket, self._settings.agent_user.uid)
         try:
             # Not kill-server: like this, a session that somebody makes just now survives.
             await self.command("set-option", "-s", "exit-empty", "on", server=server, timeout=_END_TIMEOUT)
@@ -199,6 +195,8 @@ class Tmux:
             with trio.move_on_after(_END_TIMEOUT):
                 await trio.lowlevel.wait_readable(pidfd)
                 gone = True
+                if identity is not None:
+                    remove_socket(self._settings.tmux_socket, self._settings.agent_user.uid, identity)
         finally:
             self._ending = gone
             os.close(pidfd)
@@ -207,12 +205,14 @@ class Tmux:
     async def _converse(self, task_status: trio.TaskStatus[None]) -> tuple[bool, str]:
         """Hold one connection for as long as it lasts; return whether it was one, and why it ended."""
         kill_left_clients(self._settings)
+        unit_words = await self._start_unit()
         try:
             async with open_client(self._settings) as client:
                 try:
                     self._server = await _prepare(client)
                 except (TmuxError, TmuxUnknownError) as error:
-                    return False, client.words or str(error)
+                    return False, unit_words or client.words or str(error)
+                self._asked_for_unit = False
                 self._share_socket()
                 self._client = client
                 self._generation += 1
@@ -222,37 +222,51 @@ class Tmux:
                 else:
                     _log.info("connected to tmux at %s again", self._where)
                 try:
-                    while not client.lost.is_set():
-                        with trio.move_on_after(_SOCKET_LOOK):
-                            await client.lost.wait()
-                        if not self._ending:
-                            await self._mind_socket()
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(admit_admins, self._settings, client)
+                        while not client.lost.is_set():
+                            with trio.move_on_after(_SOCKET_LOOK):
+                                await client.lost.wait()
+                            if not self._ending:
+                                await self._mind_socket()
+                        nursery.cancel_scope.cancel()
                 finally:
                     self._client = None
                 return True, client.words
         except OSError as error:
             return False, f"{error.filename or self._settings.tmux} does not start: {error.strerror}"
 
+    async def _start_unit(self) -> str:
+        """Have the unit run that holds the server, if there is one for it; return what stands against it.
+
+        Always, and not only where nobody answers at the socket: systemd is told in 7 ms what it knows already, and root
+        connects to nothing at a place of the agents.
+        """
+        if self._settings.tmux_unit is None or self._ending:
+            return ""
+        self._asked_for_unit = True
+        return await start_unit(self._settings)
+
     async def _mind_socket(self) -> None:
         """See to it that a socket that was deleted is there again: without it nobody can attach, we cannot return."""
         missing = self._is_socket_missing()
         if missing:
             if not self._socket_missing:
-                _log.warning("the tmux socket %s was deleted: has tmux make it again", self._where)
+                _log.warning("the tmux socket %s was deleted: has tmux make it again", self._settings.tmux_socket)
             renew_socket(self._settings, self._server)
             await trio.sleep(_SOCKET_PATIENCE)
             self._share_socket()
         self._socket_missing = missing
 
     def _is_socket_missing(self) -> bool:
-        return not os.path.lexists(self._where)
+        return not os.path.lexists(self._settings.tmux_socket)
 
     def _share_socket(self) -> None:
         """Let the admin group in, if we are root."""
         if not self._settings.switch_user and os.geteuid() != 0:
             return
         try:
-            warning = _share(self._where, self._settings.agent_user.uid, self._settings.admin_gid)
+            warning = share_socket(self._settings.tmux_socket, self._settings.agent_user.uid, self._settings.admin_gid)
         except OSError as error:
             warning = str(error)
         if warning and warning != self._socket_warning:
@@ -266,7 +280,7 @@ async def open_tmux(settings: Settings) -> AsyncIterator[Tmux]:
 
     StartupError if it cannot be had at the start. As of any nursery, what the body raises comes in an exception group.
     """
-    _refuse_other_file(settings.tmux_socket)
+    refuse_other_file(settings.tmux_socket)
     tmux = Tmux(settings)
     failure: StartupError | None = None
     async with trio.open_nursery() as nursery:
@@ -296,32 +310,3 @@ async def _prepare(client: Client) -> int:
         raise TmuxError(message)
     message = f"no answer within {_CONNECT_TIMEOUT:g} s"
     raise TmuxUnknownError(message)
-
-
-def _share(path: str, owner: int, group: int | None) -> str:
-    """Give a socket that belongs to `owner` our mode and group; return what stands against it, or nothing.
-
-    Through a descriptor, because the agents own the place and can swap the file.
-    """
-    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISSOCK(found.st_mode):
-            return f"{path} is not a socket"
-        if found.st_uid != owner:
-            return f"{path} belongs to uid {found.st_uid}, not to uid {owner}"
-        same = f"/proc/self/fd/{descriptor}"
-        if group is not None:
-            os.chown(same, -1, group)
-        os.chmod(same, _SOCKET_MODE)
-    finally:
-        os.close(descriptor)
-    return ""
-
-
-def _refuse_other_file(path: Path) -> None:
-    """Spare what is no socket: tmux would delete it to put its own there."""
-    with suppress(OSError):
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            message = f"{path} is not a socket; remove it, or give another -tmux-socket"
-            raise StartupError(message)

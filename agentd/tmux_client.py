@@ -1,12 +1,13 @@
 """One client of the tmux server, in control mode: its process, always the agent user's, and what is said through it."""
 
 import contextlib
+import logging
 import math
 import os
 import signal
 import subprocess
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
@@ -15,6 +16,7 @@ import trio
 
 from agentd.errors import TmuxError, TmuxUnknownError
 from agentd.proc_scan import read_uid
+from agentd.process_context import OPEN_GATE, UMASK, agents_environment, gated, give_context
 from agentd.settings import Settings
 from agentd.tmux_protocol import FrameParser, ProtocolError, Reply, command_line
 
@@ -30,17 +32,7 @@ _SIGNAL_TIMEOUT = 1.0
 _MAX_ERRORS = 4096
 _MAX_WORDS = 300
 
-_OURS_ALONE = ("TMUX", "AGENTD_", "SUDO_", "WATCHDOG_", "LISTEN_")
-_SYSTEMD_VARIABLES = frozenset(
-    {
-        "CREDENTIALS_DIRECTORY",
-        "INVOCATION_ID",
-        "JOURNAL_STREAM",
-        "MANAGERPID",
-        "NOTIFY_SOCKET",
-        "SYSTEMD_EXEC_PID",
-    }
-)
+_log = logging.getLogger(__name__)
 
 
 class Request:
@@ -199,20 +191,24 @@ class Client:
 
 @asynccontextmanager
 async def open_client(settings: Settings) -> AsyncIterator[Client]:
-    """Start a client, and the server if there is none; leaving ends the client. OSError if it cannot be started."""
+    """Start a client, and without a unit for it the server if there is none; leaving ends the client.
+
+    OSError: if the client cannot be started.
+    """
     process = await trio.lowlevel.open_process(
-        _command(settings),
+        gated(_command(settings)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd="/",
-        env=_environment(os.environ, minimal=settings.switch_user),
-        umask=0o022,
+        env=agents_environment(os.environ, switch_user=settings.switch_user),
+        umask=UMASK,
         # Without our terminal: its Ctrl-C is for agentd alone, and sudo makes no pseudo-terminal.
         start_new_session=True,
     )
     client = Client(process)
     try:
+        _give_context(process, settings)
         async with trio.open_nursery() as nursery:
             for task in (client.write, client.read, client.read_errors, client.watch_process):
                 nursery.start_soon(task)
@@ -258,28 +254,31 @@ def _signal(pid: int, uid: int, name: str, words: bytes, number: int) -> None:
             os.close(pidfd)
 
 
+def _give_context(process: trio.Process, settings: Settings) -> None:
+    """Give a gated client what a server that is born of it shall have, and let it go.
+
+    Where a unit has the server, too: the client is the agent user's, and so are its limits if he takes it over.
+    """
+    failed = give_context(process.pid, settings.limits, switch_user=settings.switch_user)
+    if failed:
+        _log.debug("what tmux is started with cannot all be reset: %s", ", ".join(failed))
+    # One byte into an empty pipe does not block. Who is gone already is noticed by those who wait for it.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(cast("trio.lowlevel.FdStream", process.stdin).fileno(), OPEN_GATE)
+
+
 def _command(settings: Settings) -> list[str]:
     """Begin with sudo for another user: a server can make its client run things, so the client is never root's."""
     switch = [settings.sudo or "sudo", "-n", "-H", "-u", settings.agent_user.name, "--"] if settings.switch_user else []
     # Two words, so that tmux needs no shell for them: nologin runs nothing, a restricted shell refuses `exec`.
     session = ["-x", "200", "-y", "50", "sleep", "infinity"]
-    return [*switch, settings.tmux, "-f", "/dev/null", "-u", *_attachment(settings), *session]
+    never_start = [] if settings.tmux_unit is None else ["-N"]
+    return [*switch, settings.tmux, *never_start, "-f", "/dev/null", "-u", *_attachment(settings), *session]
 
 
 def _attachment(settings: Settings) -> list[str]:
     """Say what all of our clients of this socket, and nobody else's, have in their command line."""
     return ["-S", str(settings.tmux_socket), "-C", "new-session", "-A", "-s", CONTROL_SESSION]
-
-
-def _environment(ours: Mapping[str, str], *, minimal: bool) -> dict[str, str]:
-    """Choose what the server, which may be born of this client, and all its sessions inherit."""
-    if minimal:
-        wanted = {name: text for name, text in ours.items() if name == "LANG" or name.startswith("LC_")}
-        utf8 = {name: text for name, text in wanted.items() if text.upper().replace("-", "").endswith("UTF8")}
-        return {"PATH": ours.get("PATH", os.defpath)} | utf8
-    return {
-        name: text for name, text in ours.items() if not name.startswith(_OURS_ALONE) and name not in _SYSTEMD_VARIABLES
-    }
 
 
 def printable(text: str) -> str:

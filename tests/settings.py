@@ -24,6 +24,9 @@ def settings_below(top: Path, **changes: Any) -> Settings:
         admin_gid=None,
         tmux="tmux",
         sudo=None,
+        tmux_unit=None,
+        systemctl=None,
+        limits={},
         default_workdir=str(top),
     )
     return attrs.evolve(settings, **changes)

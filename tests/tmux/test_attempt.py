@@ -21,6 +21,7 @@ from agentd.sessions import AttemptRequest, LaunchBlockedError, NeverStartedErro
 from agentd.settings import Settings
 from agentd.tmux import Tmux, open_tmux
 from agentd.tmux_sessions import TmuxSessions
+from tests.tmux.connections import generation, lost, reconnected
 
 SHELLS = [name for name in ("bash", "dash", "zsh") if shutil.which(name)]
 PATIENCE = 15.0
@@ -230,10 +231,10 @@ async def test_retry_without_a_pane(world: World, tmp_path: Path, monkeypatch: p
     if what == "pane":
         await tmux.command("kill-session", "-t", "=a")
     else:
-        generation = tmux.generation
+        number = generation(tmux)
         (server,) = await tmux.command("display-message", "-p", "#{pid}")
         os.kill(int(server), signal.SIGKILL)
-        await tmux.wait_lost(generation)
+        await lost(tmux, number)
     assert await first.sweep() == 0
     again = world.attempt("touch", "started", number=2, previous=first, typed=False)
     await again.launch()
@@ -307,11 +308,10 @@ async def test_ids_of_a_new_server(world: World, tmp_path: Path) -> None:
     attempt = world.attempt("sh", "-c", "sleep 1000")
     await attempt.launch()
     tmux = world.sessions.world.tmux
-    generation = tmux.generation
+    number = generation(tmux)
     (server,) = await tmux.command("display-message", "-p", "#{pid}")
     os.kill(int(server), signal.SIGKILL)
-    await tmux.wait_lost(generation)
-    await tmux.wait_connected()
+    await reconnected(tmux, number)
     (pane,) = await tmux.command("new-session", "-d", "-P", "-F", "#{session_id} #{pane_id} #{pane_pid}", "-s", "b")
     assert (await attempt.ended()).how in {How.SIGNAL, How.KILLED}
     await attempt.interrupt(again=False)

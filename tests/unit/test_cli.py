@@ -27,6 +27,7 @@ from agentd.settings import Flags
         (["-secret-dir", "s"], Flags(secret_dir="s")),
         (["-tmux-socket", "t", "-api-socket", "a"], Flags(tmux_socket="t", api_socket="a")),
         (["-run-dir", "r"], Flags(run_dir="r")),
+        (["-tmux-unit", "t.service"], Flags(tmux_unit="t.service")),
         (["-agent-user", "u", "-admin-group", "g"], Flags(agent_user="u", admin_group="g")),
         (["-debug"], Flags(debug=True)),
         (["--debug", "-config", "a"], Flags(debug=True, config="a")),
@@ -82,9 +83,9 @@ def test_help_names_every_flag(flag: str, capfd: pytest.CaptureFixture[str]) -> 
     assert main([flag, "-nope"]) == 0
     printed = capfd.readouterr()
     assert printed.err == ""
-    for name in ("config", "secret-dir", "tmux-socket", "api-socket", "run-dir", "agent-user", "admin-group"):
+    for name in ("config", "secret-dir", "tmux-socket", "api-socket", "run-dir", "tmux-unit"):
         assert f"\n  -{name} " in printed.out
-    assert all(f"\n  -{name} " in printed.out for name in ("debug", "version", "h"))
+    assert all(f"\n  -{name} " in printed.out for name in ("agent-user", "admin-group", "debug", "version", "h"))
     assert max(map(len, printed.out.splitlines())) <= 100
 
 

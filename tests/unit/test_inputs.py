@@ -20,6 +20,7 @@ import agentd.settle
 from agentd.card import Card, parse_card
 from agentd.inputs import InputReader, Inputs
 from agentd.resolve import Blocked, EffectiveAgent, Unsupported
+from agentd.settings import AgentUser
 from agentd.watch import Watch
 from tests.settings import agent_user, settings_below
 
@@ -615,6 +616,40 @@ async def test_stuck_reading(world: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert not _processes_with(str(world / "prompt.md"))
     else:
         assert _prompt(inputs) == "one"
+
+
+async def test_hanging_readings(world: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many prompt files hang, a look ends after 10 s, and others are read in it or in one of the next."""
+    hanging = {f"{world}/slow-{number}" for number in range(24)}
+    others = {f"{world}/quick-{number}" for number in range(24)}
+
+    async def read_as(_user: AgentUser, path: str, _limit: int) -> bytes:
+        if path in hanging:
+            await trio.sleep(5)
+            raise TimeoutError(errno.ETIMEDOUT, "it hangs")
+        return b"prompt"
+
+    monkeypatch.setattr(agentd.prompts, "_read_as", read_as)
+    for path in hanging | others:
+        _write(Path(path), "")
+    settings = settings_below(world, switch_user=True)
+    reader = agentd.prompts.PromptReader(settings, Watch())
+    known: dict[str, agentd.prompts.PromptFile | None] = dict.fromkeys(sorted(hanging | others))
+    for _ in range(20):
+        start = trio.current_time()
+        looked = await reader.look(known)
+        assert trio.current_time() - start == pytest.approx(10)
+        assert looked.keys() == known.keys()
+        assert all(file.text is None for path, file in looked.items() if path in hanging)
+        assert {file.problem for file in looked.values() if file.text is None} == {
+            "it hangs",
+            "reading it took too long",
+        }
+        known = dict(looked)
+        if all(looked[path].text == "prompt" for path in others):
+            break
+    else:
+        pytest.fail("hanging files kept others from being read")
 
 
 @pytest.mark.usefixtures("quick")

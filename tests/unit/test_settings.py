@@ -118,6 +118,46 @@ def test_own_user_needs_no_sudo(settings: Settings, tmp_path: Path) -> None:
     assert settings.default_workdir == str(tmp_path / "card")
 
 
+def test_unit_needs_systemctl(environ: Mapping[str, str], settings: Settings, tmp_path: Path) -> None:
+    """With -tmux-unit systemctl is looked for on PATH, and not finding it is told; without it nobody needs it."""
+    flags = Flags(agent_user=_own_name(), tmux_unit="agentd-tmux.service")
+    assert (settings.tmux_unit, settings.systemctl) == (None, None)
+    with pytest.raises(StartupError, match=r"systemctl is needed to start agentd-tmux\.service and is not on PATH"):
+        build_settings(flags, environ)
+    _program(tmp_path / "bin", "systemctl", "exit 1")
+    found = build_settings(flags, environ)
+    assert (found.tmux_unit, found.systemctl) == ("agentd-tmux.service", f"{environ['PATH']}/systemctl")
+
+
+@pytest.mark.parametrize("name", ["a.service", "agentd-tmux@x.service", "a\\x2db:c_d.e.service"])
+def test_names_of_units(environ: Mapping[str, str], tmp_path: Path, name: str) -> None:
+    """Whatever systemd takes as the name of a service is one."""
+    _program(tmp_path / "bin", "systemctl", "exit 1")
+    assert build_settings(Flags(agent_user=_own_name(), tmux_unit=name), environ).tmux_unit == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "agentd-tmux",
+        ".service",
+        "-a.service",
+        "--now.service",
+        "a b.service",
+        "a/b.service",
+        "@x.service",
+        "é.service",
+        "a.service\n",
+        "a.socket",
+        "x" * 248 + ".service",
+    ],
+)
+def test_wrong_names_of_units(environ: Mapping[str, str], name: str) -> None:
+    """A name that is no service's is wrong usage, and never reaches systemctl."""
+    with pytest.raises(UsageError, match=r"-tmux-unit .* is no name of a systemd service"):
+        build_settings(Flags(agent_user=_own_name(), tmux_unit=name), environ)
+
+
 @as_root
 def test_root_is_warned_once_about_agents_as_root(environ: Mapping[str, str], caplog: pytest.LogCaptureFixture) -> None:
     """Agents as root are one warning."""

@@ -19,7 +19,7 @@ _ORDER = """
     testing
     tmux_sessions memory attempt launch leftovers attempt_state attempt_directory session
     obstacles script lifeline terminal
-    tmux tmux_client tmux_protocol
+    tmux tmux_socket tmux_admins tmux_unit tmux_client tmux_protocol
     processes proc_scan
     sdnotify
     inputs prompts settle watch
@@ -27,7 +27,7 @@ _ORDER = """
     ctl ctl_client ctl_text
     resolve
     card_file secrets card card_fields card_syntax harness duration regular_file
-    directories settings defaults logs wording errors __init__
+    directories settings process_context defaults logs wording errors __init__
 """.split()  # noqa: SIM905 - read as a picture
 
 # Values and decisions: no trio, no tmux, so that agentctl and every test have them for nothing.

@@ -1,0 +1,53 @@
+"""The systemd unit that holds the tmux server, so that the server outlives agentd: systemd is asked to start it."""
+
+import os
+import subprocess
+from typing import Final
+
+import trio
+
+from agentd.settings import Settings
+from agentd.tmux_client import printable
+
+_TIMEOUT: Final = 5.0
+"""Seconds for an answer of systemd."""
+
+
+async def start_unit(settings: Settings) -> str:
+    """Have systemd start the unit, unless it runs; return what stands against it, or nothing.
+
+    Nobody waits for the start itself: while systemd stops agentd, it comes after that stop.
+    """
+    return (await _systemctl(settings, "start", "--no-block", "--no-ask-password"))[1]
+
+
+async def withdraw_start(settings: Settings) -> None:
+    """Take back a start that has not begun: it would have a server run that nobody ends. A running unit stays."""
+    code, _ = await _systemctl(settings, "is-active", "--quiet")
+    if code:
+        await _systemctl(settings, "stop", "--no-block", "--no-ask-password")
+
+
+async def _systemctl(settings: Settings, *words: str) -> tuple[int, str]:
+    """Return its exit code, and if that is a failure its words, in bounded time."""
+    assert settings.systemctl is not None, "with -tmux-unit it was looked for"
+    assert settings.tmux_unit is not None, "only with a unit"
+    manager = [] if os.geteuid() == 0 else ["--user"]
+    command = [settings.systemctl, *manager, *words, settings.tmux_unit]
+    shown = " ".join([os.path.basename(settings.systemctl), *command[1:]])
+    with trio.move_on_after(_TIMEOUT):
+        try:
+            done = await trio.run_process(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                capture_stderr=True,
+                check=False,
+                cwd="/",
+            )
+        except OSError as error:
+            return 1, f"{shown} does not start: {error.strerror}"
+        if done.returncode == 0:
+            return 0, ""
+        return done.returncode, printable(done.stderr.decode(errors="replace")) or f"{shown} failed"
+    return 1, f"{shown} did not answer within {_TIMEOUT:g} s"
