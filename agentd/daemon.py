@@ -1,17 +1,19 @@
 """agentd itself: the lifetimes, nested so that the order of a stop holds on every path, failures included.
 
 Signals are outermost, because they are obeyed as long as anything lives; then tmux's connection, because stops use it;
-then the services (the API), which answer until the last agent is gone; innermost the agents (reconciler and runs).
-What ends is always the inner one first.
+then the notifier, which asks systemd for more time until the tmux server has ended, too; then the services (the API),
+which answer until the last agent is gone; innermost the agents (reconciler and runs). What ends is always the inner
+one first.
 """
 
 import logging
 import math
+import os
 import signal
 import socket
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
 
@@ -20,10 +22,12 @@ import trio
 
 from agentd import __version__
 from agentd.api_socket import bind_api_socket, remove_api_socket, socket_identity
+from agentd.errors import StartupError
 from agentd.inputs import InputReader
 from agentd.processes import Scanner
-from agentd.reconciler import Reconciler
+from agentd.reconciler import TICK, Reconciler
 from agentd.run import Looks, Surroundings
+from agentd.sdnotify import Notifier, open_notifier
 from agentd.settings import Settings
 from agentd.status import DaemonStatus, StatusStore
 from agentd.tmux import Tmux, open_tmux
@@ -32,12 +36,17 @@ from agentd.watch import Watch
 
 LAUNCHES = 8
 """Launches under way at once: 100 agents come up without starving each other (measured, see docs/design.md)."""
-CONNECT_PATIENCE = 2.0
-"""Seconds for which a stop still waits for the first connection to tmux: with it, what it has started can be ended."""
+CONNECT_PATIENCE = 5.0
+"""Seconds for which a stop, even one in a hurry, still waits for the first connection to tmux.
+
+It may be starting a server just then, which only who is connected to it can end.
+"""
 LAST_SWEEP_LIMIT = 40.0
 """Seconds for the sweep that follows the stops, when one of them was itself broken."""
 END_SERVER_LIMIT = 15.0
 """Seconds for the end of the tmux server."""
+SETTLING = 0.5
+"""Seconds after a SIGHUP until what was written right before it has settled, so that a look takes it."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -51,23 +60,46 @@ async def run(settings: Settings) -> None:
         StartupError: if it cannot start.
     """
     hangup_stops = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-    with _received_signals() as signals, _api_socket(settings) as listening:
+    with open_notifier(os.environ) as notifier, _received_signals() as signals, _api_socket(settings) as listening:
         store = StatusStore(DaemonStatus(started=trio.current_time(), card=str(settings.config)))
         orders = _Orders(store)
         async with trio.open_nursery() as listener:
             listener.start_soon(partial(_obey, signals, orders, hangup_stops=hangup_stops))
             with orders.connecting:
-                async with open_tmux(settings) as tmux:
-                    orders.note_connected()
-                    await _supervise(settings, tmux, listening, orders)
+                try:
+                    async with open_tmux(settings) as tmux:
+                        orders.note_connected()
+                        await _supervise(settings, tmux, listening, orders, notifier)
+                except StartupError as error:
+                    if not orders.agents.cancel_called:
+                        raise
+                    _log.warning("%s", error)  # it was to stop anyway
             if orders.connecting.cancelled_caught:
-                _log.warning("tmux could not be reached until then; nothing was started")
+                _log.warning("tmux could not be reached until then; no agent was started")
             listener.cancel_scope.cancel()
     _log.info("stopped")
 
 
-async def _supervise(settings: Settings, tmux: Tmux, listening: socket.socket, orders: "_Orders") -> None:
-    """Keep the agents until they are to stop; then end the tmux server, too."""
+async def _supervise(
+    settings: Settings, tmux: Tmux, listening: socket.socket, orders: "_Orders", notifier: Notifier
+) -> None:
+    """Serve until all agents are stopped, then end the tmux server; keep systemd informed to the end."""
+    async with trio.open_nursery() as telling:
+        telling.start_soon(notifier.tell, orders.store)
+        try:
+            await _serve(settings, tmux, listening, orders, notifier)
+        finally:
+            with trio.move_on_after(END_SERVER_LIMIT, shield=True):
+                end = await tmux.end_server()
+                if not end:
+                    _log.info("the tmux server stays: %s", end.why_not)
+        telling.cancel_scope.cancel()
+
+
+async def _serve(
+    settings: Settings, tmux: Tmux, listening: socket.socket, orders: "_Orders", notifier: Notifier
+) -> None:
+    """Keep the agents until they are to stop, and answer as long as there are any."""
     around = Surroundings(
         sessions=TmuxSessions(settings, tmux, Scanner(settings.agent_user.uid), time.time),
         store=orders.store,
@@ -77,27 +109,37 @@ async def _supervise(settings: Settings, tmux: Tmux, listening: socket.socket, o
         hurry=orders.hurry,
     )
     watch = Watch()
-    reconciler = Reconciler(InputReader(settings, watch).read, around)
-    orders.look_again = reconciler.knock
-    try:
-        async with trio.open_nursery() as services:
-            looked = trio.Event()
-            services.start_soon(_serve_api, listening, orders.store, looked, orders.no_agents)
-            try:
-                with orders.agents:
-                    async with trio.open_nursery() as agents:
-                        agents.start_soon(watch.work, reconciler.knock)
-                        agents.start_soon(reconciler.work, looked)
-            finally:
-                with trio.move_on_after(LAST_SWEEP_LIMIT, shield=True):
-                    await reconciler.sweep()
-                orders.no_agents.set()
-                looked.set()  # who waits for the first look need not wait for one that never came
-    finally:
-        with trio.move_on_after(END_SERVER_LIMIT, shield=True):
-            end = await tmux.end_server()
-            if not end:
-                _log.info("the tmux server stays: %s", end.why_not)
+    reconciler = Reconciler(
+        InputReader(settings, watch).read, around, tick=min(TICK, notifier.beat_interval), beat=notifier.beat
+    )
+    async with trio.open_nursery() as services:
+        looked = trio.Event()
+        services.start_soon(_serve_api, listening, orders, looked, notifier.ready)
+        try:
+            with orders.agents:
+                async with trio.open_nursery() as agents:
+                    agents.start_soon(orders.note_stop)
+                    agents.start_soon(watch.work, reconciler.knock)
+                    agents.start_soon(reconciler.work, looked)
+                    agents.start_soon(_reload, orders, reconciler.knock, around.looks, notifier)
+        finally:
+            with trio.move_on_after(LAST_SWEEP_LIMIT, shield=True):
+                await reconciler.sweep()
+            orders.no_agents.set()
+            looked.set()  # who waits for the first look need not wait for one that never came
+
+
+async def _reload(orders: "_Orders", knock: Callable[[], None], looks: Looks, notifier: Notifier) -> None:
+    """Look again whenever that is ordered, and tell systemd when what was written before the order is in force."""
+    await notifier.ready.wait()  # the end of a reload would be taken for the end of the start
+    async for _ in orders.reloads:
+        knock()
+        await notifier.tell_reload()
+        await trio.sleep(SETTLING)
+        for _ in range(2):  # the look that ends next may have begun before
+            knock()
+            await looks.next()
+        await notifier.tell_reloaded()
 
 
 class _Orders:
@@ -109,7 +151,7 @@ class _Orders:
         self.agents = trio.CancelScope()
         self.hurry = trio.Event()
         self.no_agents = trio.Event()
-        self.look_again: Callable[[], None] = lambda: None  # until there are agents, the first look is still to come
+        self._ask_reload, self.reloads = trio.open_memory_channel[None](1)
         self._connected = False
 
     def note_connected(self) -> None:
@@ -119,16 +161,25 @@ class _Orders:
 
     def stop(self) -> None:
         """Stop all agents, or the start of agentd itself."""
-        self.store.put_daemon(attrs.evolve(self.store.daemon, state="stopping"))
         self.agents.cancel("agentd was asked to stop")
         if not self._connected:
             self.connecting.deadline = trio.current_time() + CONNECT_PATIENCE
 
     def stop_at_once(self) -> None:
-        """Wait for no grace periods, nor for tmux."""
+        """Wait for no grace periods."""
         self.hurry.set()
-        if not self._connected:
-            self.connecting.cancel("agentd was asked to stop at once")
+
+    async def note_stop(self) -> None:
+        """Say that agentd stops as soon as the agents are cancelled, of which this is one, whatever the cause."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.store.put_daemon(attrs.evolve(self.store.daemon, state="stopping"))
+
+    def reload(self) -> None:
+        """Look again; before there are agents, the first look is still to come."""
+        with suppress(trio.WouldBlock):
+            self._ask_reload.send_nowait(None)
 
 
 async def _obey(signals: AsyncIterable[int], orders: _Orders, *, hangup_stops: bool) -> None:
@@ -139,7 +190,7 @@ async def _obey(signals: AsyncIterable[int], orders: _Orders, *, hangup_stops: b
             _log.debug("%s: is stopping already", name)
         elif number == signal.SIGHUP and not hangup_stops:
             _log.info("%s: looks again", name)
-            orders.look_again()
+            orders.reload()
         elif not orders.agents.cancel_called:
             _log.info("%s: stops the agents", name)
             orders.stop()
@@ -170,22 +221,34 @@ def _received_signals() -> Generator[AsyncIterable[int]]:
             signal.signal(number, signal.SIG_IGN)
 
 
-async def _serve_api(listening: socket.socket, store: StatusStore, looked: trio.Event, no_agents: trio.Event) -> None:
-    """Answer from the first look until no agent is left."""
+async def _serve_api(listening: socket.socket, orders: _Orders, looked: trio.Event, ready: trio.Event) -> None:
+    """Answer from the first look until no agent is left; set `ready` when answers come."""
     await looked.wait()
-    if no_agents.is_set():
+    if orders.no_agents.is_set():
         return
     # The API's imports cost a third of a second: after the first launches, and beside the loop.
     serve = await trio.to_thread.run_sync(_import_api)
-    await serve(listening, store, no_agents)
+    await serve(listening, orders.store, shutdown=orders.no_agents, task_status=_Started(ready.set))
 
 
-def _import_api() -> "Callable[[socket.socket, StatusStore, trio.Event], Awaitable[None]]":
+@attrs.frozen
+class _Started:
+    """What a service says that it serves to, as `nursery.start` would be; but one that never serves is no error."""
+
+    _then: Callable[[], None]
+
+    def started(self, value: None = None) -> None:  # noqa: ARG002 - part of the protocol
+        self._then()
+
+
+def _import_api() -> "Callable[..., Awaitable[None]]":
     from agentd.api import create_app
     from agentd.api_server import serve_api
 
-    async def serve(listening: socket.socket, store: StatusStore, over: trio.Event) -> None:
-        await serve_api(create_app(store, version=__version__), listening, shutdown=over)
+    async def serve(
+        listening: socket.socket, store: StatusStore, *, shutdown: trio.Event, task_status: _Started
+    ) -> None:
+        await serve_api(create_app(store, version=__version__), listening, shutdown=shutdown, task_status=task_status)
 
     return serve
 

@@ -5,11 +5,16 @@ import os
 import select
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 
 from agentd.wording import escape
 
 _LEVELS = {"WARNING": "WARN", "CRITICAL": "FATAL"}
+_PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6}
+_DEBUG_PRIORITY = 7
+_JOURNAL_PIECE = 8192
+"""Characters; the journal cuts a line after 48 KiB, and obeys a priority where the rest begins: there is ours."""
 _QUIET = ("hypercorn", "hypercorn.error", "hypercorn.access", "quart", "quart.app", "quart.serving", "asyncio")
 _PIECE = 4096
 """A pipe that is ready for writing takes this many bytes (PIPE_BUF) without blocking."""
@@ -19,9 +24,12 @@ _log = logging.getLogger(__name__)
 
 
 def configure(*, debug: bool, fd: int = 2) -> None:
-    """Send the log to a descriptor, with debug messages or without; what nobody caught is logged as a bug."""
+    """Send the log to a descriptor, with debug messages or without; what nobody caught is logged as a bug.
+
+    Where the descriptor is the journal's, lines have their priority in front, and no time or level of ours.
+    """
     handler = _DescriptorHandler(fd)
-    handler.setFormatter(_LineFormatter())
+    handler.setFormatter(_JournalFormatter() if _is_journal(fd) else _LineFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if debug else logging.INFO)
@@ -54,10 +62,23 @@ class _LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         level = _LEVELS.get(record.levelname, record.levelname)
-        lines = [f"{stamp}.{int(record.msecs):03d}Z {level:<5} {escape(record.getMessage())}"]
+        first, *traceback = self._lines(record)
+        return "\n".join([f"{stamp}.{int(record.msecs):03d}Z {level:<5} {first}", *traceback]) + "\n"
+
+    def _lines(self, record: logging.LogRecord) -> list[str]:
+        lines = [escape(record.getMessage())]
         if record.exc_info:
             lines += ["  " + escape(line) for line in self.formatException(record.exc_info).splitlines()]
-        return "\n".join(lines) + "\n"
+        return lines
+
+
+class _JournalFormatter(_LineFormatter):
+    """`<6>message`, as sd-daemon(3) has it; each line is an entry of the journal, which knows the time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        priorities = (number for level, number in _PRIORITIES.items() if record.levelno >= level)
+        prefix = f"<{next(priorities, _DEBUG_PRIORITY)}>"
+        return "".join(f"{prefix}{piece}\n" for line in self._lines(record) for piece in _pieces(line))
 
 
 class _DescriptorHandler(logging.Handler):
@@ -97,6 +118,20 @@ class _DescriptorHandler(logging.Handler):
         if done:
             self._torn = not data[:done].endswith(b"\n")
         return done == len(data)
+
+
+def _is_journal(fd: int) -> bool:
+    """Whether systemd connected this descriptor to the journal, and nobody has redirected it since."""
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def _pieces(line: str) -> Iterator[str]:
+    for start in range(0, max(len(line), 1), _JOURNAL_PIECE):
+        yield line[start : start + _JOURNAL_PIECE]
 
 
 def _loss(count: int) -> logging.LogRecord:

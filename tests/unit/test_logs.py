@@ -167,3 +167,99 @@ def test_same_message_is_news_once() -> None:
     assert news("a", "x")
     assert not news("b", "x")
     news.forget("never heard of")
+
+
+# The journal
+
+
+@pytest.fixture
+def journal(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> int:
+    """A pipe that systemd would have connected to the journal: what reads from it."""
+    found = os.fstat(pipe[1])
+    monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+    configure(debug=True, fd=pipe[1])
+    return pipe[0]
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"),
+    [
+        (logging.DEBUG - 1, 7),
+        (logging.DEBUG, 7),
+        (logging.INFO, 6),
+        (logging.INFO + 1, 6),
+        (logging.WARNING, 4),
+        (logging.ERROR, 3),
+        (logging.CRITICAL, 2),
+        (logging.CRITICAL + 50, 2),
+    ],
+)
+def test_journal_has_priorities(journal: int, level: int, priority: int) -> None:
+    """The journal gets the priority of syslog and the message, without a time or a word for the level."""
+    logging.getLogger().setLevel(0)
+    _log.log(level, "agent %s", "a")
+    assert os.read(journal, 4096).decode() == f"<{priority}>agent a\n"
+
+
+def test_each_line_has_its_priority(journal: int) -> None:
+    """Each line of a traceback has the same priority in front, and is indented as ever."""
+    text = "bad\n<0>news"
+    try:
+        raise ValueError(text)
+    except ValueError:
+        _log.exception("a bug")
+    first, *rest = os.read(journal, 4096).decode().splitlines()
+    assert first == "<3>a bug"
+    assert rest[-2:] == ["<3>  ValueError: bad", "<3>  <0>news"]
+    assert all(line.startswith("<3>  ") for line in rest)
+
+
+@pytest.mark.parametrize("text", ["<0>x", "x\n<0>forged", "x\r<0>forged", "x\0<0>forged", "x\u2028<0>forged"])
+def test_text_cannot_forge_a_priority(journal: int, text: str) -> None:
+    """No text gets to the beginning of a line, where the journal would obey it."""
+    _log.info("%s", text)
+    data = os.read(journal, 4096)
+    assert data.startswith(b"<6>")
+    assert data.count(b"\n") == 1
+    assert not {b"\r", b"\0"} & {data[index : index + 1] for index in range(len(data))}
+
+
+def test_long_text_cannot_forge_a_priority(pipe: tuple[int, int], journal: int) -> None:
+    """A line that the journal would cut at 48 KiB is cut before that, each piece with its priority in front."""
+    fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, 1 << 20)
+    _log.info("%s", "☃<0>" * 20_000)
+    lines = os.read(journal, 1 << 20).splitlines()
+    assert all(line.startswith(b"<6>") and len(line) < 48 << 10 for line in lines)
+    assert b"".join(line[3:] for line in lines).decode() == "☃<0>" * 20_000
+
+
+def test_lost_messages_are_told_to_the_journal(journal: int) -> None:
+    """A journal that was stuck is told of what was lost, with its priority and on a line of its own."""
+    _log.info("%s", "x" * 5000)
+    os.read(journal, 4096)
+    _log.info("seen")
+    assert os.read(journal, 4096).decode().splitlines() == [
+        "",
+        "<4>1 log messages before this one were lost: stderr could not be written",
+        "<6>seen",
+    ]
+
+
+@pytest.mark.parametrize("stream", ["", "junk", "1:2", "{dev}:", "{dev}:1", "{ino}:{dev}"])
+def test_other_descriptors_are_not_the_journal(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    """Who is redirected elsewhere logs as ever, though the environment names a journal."""
+    found = os.fstat(pipe[1])
+    monkeypatch.setenv("JOURNAL_STREAM", stream.format(dev=found.st_dev, ino=found.st_ino))
+    configure(debug=False, fd=pipe[1])
+    _log.info("x")
+    assert _STAMP.match(os.read(pipe[0], 4096).decode())
+
+
+def test_closed_descriptor_is_not_the_journal(monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]) -> None:
+    """A descriptor that is closed is no journal, and no error either."""
+    monkeypatch.setenv("JOURNAL_STREAM", "1:2")
+    os.close(pipe[1])
+    configure(debug=False, fd=pipe[1])
+    _log.info("lost")

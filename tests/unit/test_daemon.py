@@ -1,0 +1,39 @@
+"""The pieces of the daemon that can be tested without it."""
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from agentd.daemon import _Orders
+from agentd.status import DaemonStatus, StatusStore
+
+
+@pytest.mark.parametrize("bug", [False, True])
+async def test_stop_is_noted(bug: bool) -> None:
+    """That agentd stops is published as soon as the agents are cancelled, by an order or by a bug, and not before."""
+    orders = _Orders(StatusStore(DaemonStatus(started=0.0, card="/etc/stereos/jcard.toml")))
+    seen = []
+
+    async def stop_slowly() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await wait_all_tasks_blocked()
+                seen.append(orders.store.daemon.state)
+
+    async def fail() -> None:
+        await wait_all_tasks_blocked()
+        seen.append(orders.store.daemon.state)
+        if bug:
+            raise ZeroDivisionError
+        orders.stop()
+
+    try:
+        with orders.agents:
+            async with trio.open_nursery() as agents:
+                for task in (stop_slowly, orders.note_stop, fail):
+                    agents.start_soon(task)
+    except* ZeroDivisionError:
+        assert bug
+    assert seen == ["running", "stopping"]
