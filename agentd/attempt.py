@@ -126,7 +126,7 @@ class TmuxAttempt:
         return ended.left
 
     async def close(self) -> None:
-        """End the session and what is left on its terminal."""
+        """End the tmux session, and what is left in its shell's."""
         await trio.lowlevel.checkpoint()
         state = self.state
         try:

@@ -71,7 +71,7 @@ async def end_session(found: session.Found, world: World) -> None:
     _log.warning("ends a session that an earlier agentd, or attempt, left behind (run %s)", found.run)
     place = found.place
     footprint = Footprint(
-        tag=f"{world.instance}/?",  # its processes are known by the shell's session and terminal, or have a tag
+        tag=f"{world.instance}/?",  # its processes are known by the shell's session, or were ended by their tag
         launcher=None,
         launcher_ticks=None,
         shell=place.shell,

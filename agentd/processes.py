@@ -3,7 +3,8 @@
 `select` decides, on one snapshot, which processes are the attempt's; `end_all` ends them. A process is only ever
 signalled through a pidfd whose start time and real uid were read after it was opened, so never a pid's next owner.
 
-Not found: a process that has cleared its environment *and* left the session, the terminal and its parents.
+Not found: a process that has cleared its environment *and* left the session and its parents. Terminals tell nothing:
+the kernel gives each to one session, and a container numbers its own ones as the machine does.
 """
 
 import errno
@@ -247,12 +248,11 @@ def _roots(
     for process in processes.values():
         if (process.uid == snapshot.uid and _is_known(process, footprint)) or (
             shell is not None
-            and _is_on_terminal(process, shell)
+            and process.sid == shell.sid
             and not (footprint.keep_shell and shell.pid in _lineage(processes, process.pid))
         ):
             yield process.pid
     # A session's number is free for others only when its last member is gone, so a gone leader still tells whose it is.
-    # Its terminal does not: that number is another pane's as soon as ours is closed.
     gone = {pid for pid, _ in footprint.tree}
     if footprint.sid is not None:
         gone.add(footprint.sid)
@@ -264,10 +264,6 @@ def _is_known(process: Process, footprint: Footprint) -> bool:
     if process.pid == footprint.launcher and footprint.launcher_ticks in (None, process.start_ticks):
         return True
     return process.tag == footprint.tag or process.key in footprint.tree
-
-
-def _is_on_terminal(process: Process, shell: Process) -> bool:
-    return process.sid == shell.sid or (process.tty_nr != 0 and process.tty_nr == shell.tty_nr)
 
 
 def _lineage(processes: Mapping[int, Process], pid: int) -> set[int]:

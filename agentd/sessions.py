@@ -90,7 +90,7 @@ class Attempt(Protocol):
         """End what the attempt left behind, its session's shell excepted; return how many processes defied that."""
 
     async def close(self) -> None:
-        """End the session and what is left on its terminal."""
+        """End the tmux session, and what is left in its shell's."""
 
 
 class Sessions(Protocol):
