@@ -3,12 +3,13 @@
 PYTHON ?=
 VENV ?= .venv
 
-.PHONY: help demo test lint
+.PHONY: help demo test test-system lint
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo   run agentd on a demo card, with real tmux, and say how to watch'
 	@echo 'make test   set everything up and run the whole suite'
+	@echo 'make test-system   the services under a real systemd, in a machine made for it (as root)'
 	@echo 'make lint   check style and types'
 
 demo: $(VENV)/run.stamp
@@ -16,6 +17,9 @@ demo: $(VENV)/run.stamp
 
 test: $(VENV)/dev.stamp
 	@$(VENV)/bin/python scripts/run_tests.py
+
+test-system: $(VENV)/dev.stamp
+	@$(VENV)/bin/python tests/system/machine.py python -m pytest -q -p no:cacheprovider -p no:xdist tests/system
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .

@@ -136,7 +136,7 @@ async def test_no_recovery_before_a_card(autojump_clock: MockClock, world: World
     asked = []
 
     class Asked(RecordingSessions):
-        async def recover(self) -> bool:
+        async def recover(self) -> tuple[RunNote, ...] | None:
             asked.append(trio.current_time())
             return await super().recover()
 

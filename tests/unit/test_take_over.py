@@ -15,9 +15,7 @@ from tests.unit.world import EPOCH, World, effective_of, reconciling, until
 UNREADABLE = Blocked(reason="prompt_file", message="The prompt file cannot be read.")
 
 
-async def leave(
-    world: World, effective: EffectiveAgent, play: Play, state: State = State.RUNNING, **keys: Any
-) -> None:
+async def leave(world: World, effective: EffectiveAgent, play: Play, state: State = State.RUNNING, **keys: Any) -> None:
     """Leave behind what an agentd does that is killed while its agent is in that state, in its second attempt."""
     agent = effective.agent
     world.sessions.script(agent.name, play)
@@ -103,7 +101,8 @@ async def test_ended(autojump_clock: MockClock, world: World, state: State) -> N
         assert (world.status().state, world.times("launch")) == (state, [])
         at_work.desk.want(effective_of(env={"RUN": "2"}))
         await until(110)
-        assert (world.status().state, world.times("close"), len(world.times("start"))) == ("running", [105], 1)  # the next look
+        # At the next look, which is the tick here.
+        assert (world.status().state, world.times("close"), len(world.times("start"))) == ("running", [105], 1)
 
 
 async def test_changed(autojump_clock: MockClock, world: World) -> None:
