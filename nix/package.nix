@@ -7,13 +7,19 @@
 
 python3Packages.buildPythonApplication {
   pname = "agentd";
-  version = "0.1.0";
+  version =
+    let
+      line =
+        lib.findFirst (lib.hasPrefix "__version__ = ") (throw "agentd/__init__.py has no __version__")
+          (lib.splitString "\n" (builtins.readFile ../agentd/__init__.py));
+    in
+    lib.head (builtins.match ''__version__ = "(.*)"'' line);
   pyproject = true;
 
   src = lib.fileset.toSource {
     root = ../.;
     fileset = lib.fileset.unions [
-      ../agentd
+      (lib.fileset.fileFilter (file: !file.hasExt "pyc") ../agentd)
       ../pyproject.toml
       ../README.md
       ../LICENSE
@@ -33,15 +39,24 @@ python3Packages.buildPythonApplication {
 
   # After PATH: on NixOS the sudo that can switch users is the system's wrapper, which must be found first.
   makeWrapperArgs = [
-    "--suffix PATH : ${
-      lib.makeBinPath [
-        tmux
-        sudo
-      ]
-    }"
+    "--suffix"
+    "PATH"
+    ":"
+    (lib.makeBinPath [
+      tmux
+      sudo
+    ])
   ];
 
-  pythonImportsCheck = [ "agentd" ];
+  # The suite wants real tmux, users and /proc: it is run elsewhere, and nix/tests/ runs this package on a machine.
+  doCheck = false;
+
+  pythonImportsCheck = [
+    "agentd"
+    "agentd.cli"
+    "agentd.ctl"
+    "agentd.daemon"
+  ];
 
   meta = {
     description = "Runs AI coding agents, each in a tmux session that an admin can attach to";
