@@ -13,6 +13,8 @@ from agentd.errors import StartupError
 from agentd.settings import AgentUser, Settings
 
 _UNTOUCHED = -1
+_ASKING = 2.0
+"""Seconds for an answer that takes two milliseconds."""
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS_MAY_ANYTHING = stat.S_IRWXG | stat.S_IRWXO
 
@@ -158,6 +160,8 @@ def _check_usable(directory: Path, flag: str, user: AgentUser, wanted: str, *, s
     who = user.name if switch else "us"
     if not os.path.isdir(directory):
         problem = "is not a directory"
+    elif switch and directory.stat().st_uid == user.uid:
+        return  # Theirs to open and to close, while we run as well: no agent shall keep agentd from its start.
     elif not (_user_can(user, directory, wanted) if switch else _we_can(directory, wanted)):
         problem = f"is not {'writable' if 'w' in wanted else 'accessible'} for {who}"
     else:
@@ -183,9 +187,12 @@ def _user_can(user: AgentUser, directory: Path, wanted: str) -> bool:
             env={},
             stdin=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            timeout=_ASKING,
             check=False,
         )
+    except subprocess.TimeoutExpired:
+        return True  # The process was the agents', who can stop it, and kill it: nothing is known.
     except OSError as error:
         msg = f"root cannot become {user.name} here ({error.strerror}): allow it to, or give -agent-user root"
         raise StartupError(msg) from error
-    return asked.returncode == 0
+    return asked.returncode <= 0

@@ -1,6 +1,7 @@
 """How an attempt comes up on real tmux: its session, its script and lifeline, the keys, and the word that it runs."""
 
 import contextlib
+import errno
 import logging
 import os
 import shlex
@@ -161,6 +162,7 @@ class Launch:
             lifeline.watch(os.pidfd_open(place.shell))
         except ProcessLookupError:
             raise await self._shell_ended(place) from None
+        told: set[str] = set()
         while True:
             try:
                 line = await lifeline.line(reopen=True)
@@ -177,7 +179,7 @@ class Launch:
                         state.started = trio.current_time()
                         state.directory.withdraw_script()  # the FIFO stays, for the next agentd to read
                         return pid
-                    _log.warning("agent=%s: something that is not its launcher said it had started", self._agent.name)
+                    self._warn_once(told, "something that is not its launcher said it had started")
                 case ["blocked", "workdir", how]:
                     state.accounted = True
                     raise self._blocked(workdir_blocked(effective, how, self._world.settings.agent_user.name))
@@ -185,7 +187,13 @@ class Launch:
                     state.accounted = True
                     raise self._blocked(binary_blocked(effective, path))
                 case _:
-                    _log.warning("agent=%s: its lifeline said something unknown before it started", self._agent.name)
+                    self._warn_once(told, "its lifeline said something unknown before it started")
+
+    def _warn_once(self, told: set[str], words: str) -> None:
+        """Warn of what may be said a thousand times in a launch."""
+        if words not in told:
+            told.add(words)
+            _log.warning("agent=%s: %s", self._agent.name, words)
 
     def _believe(self, lifeline: Lifeline, launcher: int, harness: int) -> int | None:
         """The harness's pid, if the kernel says that the launcher is the agent user's and in the pane's session."""
@@ -196,14 +204,19 @@ class Launch:
         try:
             pidfd = os.pidfd_open(launcher)
         except ProcessLookupError:
-            return harness  # So quick an agent that it is gone: its `exit` is in the lifeline already.
-        seen = read_stat(launcher)
+            return _gone_by_now(harness)
+        except OSError as error:
+            if error.errno in {errno.EINVAL, errno.ENOENT}:  # one thread of a process
+                return None
+            raise
+        seen, owner = read_stat(launcher), read_uid(launcher)
+        if seen is None or owner is None:
+            os.close(pidfd)
+            return _gone_by_now(harness)
         # Some rc files move the shell to a session of its own: there its descent tells whose launcher it is, or the tag
         # of the harness (which may be in the middle of its exec, and have no environment just now).
-        here = seen is not None and (
-            seen.sid == place.sid or descends(launcher, place.shell) or read_tag(harness) == state.tag
-        )
-        if seen is None or not here or read_uid(launcher) != uid or launcher == place.shell:
+        here = seen.sid == place.sid or descends(launcher, place.shell) or read_tag(harness) == state.tag
+        if not here or owner != uid or launcher == place.shell:
             os.close(pidfd)
             return None
         state.launcher, state.launcher_ticks = launcher, seen.start_ticks
@@ -233,3 +246,8 @@ class Launch:
         self._state.tidy()
         self._world.obstacles.note(self._agent.name, blocked)
         return LaunchBlockedError(blocked)
+
+
+def _gone_by_now(harness: int) -> int | None:
+    """So quick an agent that its launcher is gone: its `exit` is in the lifeline already. What lives is another's."""
+    return None if is_alive(harness) else harness

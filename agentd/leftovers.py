@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Container, Iterable
-from functools import partial
 
 import attrs
 import trio
@@ -11,10 +10,15 @@ from agentd import session
 from agentd.attempt_directory import AttemptDirectory
 from agentd.attempt_state import World
 from agentd.errors import TmuxUnknownError
+from agentd.proc_scan import Process
 from agentd.processes import Footprint, end_all
 
 LIMIT = 30.0
 """Seconds for ending all of it: the bound of the shield, since half of it ended would be forgotten."""
+_ROUNDS = 2
+_SHOWN = 3
+_LONGEST_RUN = 100
+"""Characters of what a session says its run is; it is the agents' word."""
 
 _log = logging.getLogger("agentd.launch")
 
@@ -32,25 +36,49 @@ async def end_leftovers(
         async with trio.open_nursery() as nursery:
             for one in sessions:
                 nursery.start_soon(_try_session, one, world, unsure)
-        async with trio.open_nursery() as nursery:
-            for tag in await _tags(world, attempts, runs):
-                _log.warning("ends what an earlier agentd's attempt %s left behind", tag)
-                footprint = Footprint(tag=tag, launcher=None, launcher_ticks=None, shell=None, keep_shell=True)
-                nursery.start_soon(partial(end_all, world.scanner, footprint))
+        await _end_processes(world, attempts, runs)
         AttemptDirectory.remove_others(world.settings, world.instance, attempts, runs)
-        return not unsure and not await _tags(world, attempts, runs)
+        return not unsure
     return False
 
 
-async def _tags(world: World, attempts: Container[tuple[str, int]], runs: Container[str]) -> set[str]:
-    """The other attempts of an earlier agentd of which something lives."""
-    found = set()
+async def _end_processes(world: World, attempts: Container[tuple[str, int]], runs: Container[str]) -> None:
+    """End the processes of other attempts that are there now, and a few times those that are there then.
+
+    Not for ever: any process may carry such a tag, and who has new ones come again and again must not keep all agents
+    waiting. What was killed and cannot end does nothing any more, either.
+    """
+    for _ in range(_ROUNDS):
+        found = await _left(world, attempts, runs)
+        if not found:
+            return
+        shown = ", ".join(sorted({process.tag or "" for process in found})[:_SHOWN])
+        _log.warning("ends %d processes that attempts of an earlier agentd left behind (%s)", len(found), shown)
+        footprint = Footprint(
+            tag=f"{world.instance}/?",
+            launcher=None,
+            launcher_ticks=None,
+            shell=None,
+            keep_shell=True,
+            tree=frozenset(process.key for process in found),
+        )
+        await end_all(world.scanner, footprint)
+    left = await _left(world, attempts, runs)
+    if left:
+        _log.error(
+            "%d processes with the tag of an earlier agentd's attempt are left alone: more keep coming", len(left)
+        )
+
+
+async def _left(world: World, attempts: Container[tuple[str, int]], runs: Container[str]) -> list[Process]:
+    """What lives of other attempts of an earlier agentd, by their tags."""
+    found = []
     for process in (await world.scanner.scan()).processes.values():
         instance, _, attempt = (process.tag or "").partition("/")
         run, _, number = attempt.partition("/")
         known = run in runs or (number.isdecimal() and (run, int(number)) in attempts)
-        if process.tag is not None and instance == world.instance and not known:
-            found.add(process.tag)
+        if instance == world.instance and not known:
+            found.append(process)
     return found
 
 
@@ -68,7 +96,9 @@ async def end_session(found: session.Found, world: World) -> None:
     Raises:
         TmuxUnknownError: if nobody knows whether it ended; its processes did.
     """
-    _log.warning("ends a session that an earlier agentd, or attempt, left behind (run %s)", found.run)
+    _log.warning(
+        "ends a session that an earlier agentd, or attempt, left behind (run %s)", (found.run or "")[:_LONGEST_RUN]
+    )
     place = found.place
     footprint = Footprint(
         tag=f"{world.instance}/?",  # its processes are known by the shell's session, or were ended by their tag

@@ -12,6 +12,10 @@ import trio
 
 MOST = 4096
 """Bytes that an attempt may say; more is not our script's."""
+_PIPE = 1 << 16
+"""Bytes that a FIFO holds."""
+_DEAF_PAUSE = 0.1
+"""Seconds after each of them: who never stops to speak is not worth a processor."""
 
 
 class LifelineJunkError(Exception):
@@ -51,7 +55,7 @@ class Lifeline:
         """The next line, or None when nobody is left to say one; with `reopen`, wait for the next who might.
 
         Raises:
-            LifelineJunkError: if more than 4 KB, or something that is not text, was said.
+            LifelineJunkError: if more than 4 KB, or something that is not text, or has a NUL, was said.
         """
         await trio.lowlevel.checkpoint()
         if self._deaf:
@@ -77,6 +81,8 @@ class Lifeline:
         if not newline:
             return None
         self._buffer = rest
+        if b"\0" in line:  # which no path can have
+            raise LifelineJunkError
         try:
             return line.decode()
         except UnicodeDecodeError:
@@ -104,12 +110,20 @@ class Lifeline:
                 return
             if ready.get(self._fifo, 0) & select.EPOLLIN:
                 with contextlib.suppress(BlockingIOError):
-                    os.read(self._fifo, MOST)
-                await trio.lowlevel.checkpoint()
+                    os.read(self._fifo, _PIPE)
+                await self._pause()
             elif self._speaker is not None and self._fifo in ready:
                 await trio.lowlevel.wait_readable(self._speaker)  # nobody holds the other end: nothing to read away
             else:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
+
+    async def _pause(self) -> None:
+        """Let others have their turn for a moment, unless that death comes first."""
+        with trio.move_on_after(_DEAF_PAUSE):
+            if self._speaker is None:
+                await trio.sleep_forever()
+            else:
+                await trio.lowlevel.wait_readable(self._speaker)
 
     def has_writer(self) -> bool:
         """Whether somebody holds the other end now."""

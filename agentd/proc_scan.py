@@ -15,6 +15,9 @@ TAG_VARIABLE = "AGENTD_ATTEMPT"
 _ASSIGNMENT = TAG_VARIABLE.encode() + b"="
 _CHUNK = 64 * 1024
 _ENVIRON_LIMIT = 3 * 1024 * 1024
+_SPARE = 64 * 1024 * 1024
+"""Bytes of environments that one look reads beyond the first 64 KB of each: thousands of large ones take minutes."""
+_LONGEST_TAG = 100
 _KERNEL_THREAD = 0x0020_0000
 
 # A process that forks and leaves within milliseconds is gone from the first listing before its turn comes. Each
@@ -110,6 +113,7 @@ def scan(uid: int) -> Snapshot:
     """Look at every process once, and into the environment of those whose real uid is `uid`."""
     processes: dict[int, Process] = {}
     listed: set[str] = set()
+    environments = _Environments()
     for _ in range(_LISTINGS):
         with os.scandir("/proc") as entries:
             new = {entry.name for entry in entries if entry.name.isdecimal()} - listed
@@ -117,13 +121,13 @@ def scan(uid: int) -> Snapshot:
             break
         listed |= new
         for pid in map(int, new):
-            process = _look(pid, uid)
+            process = _look(pid, uid, environments)
             if process is not None:
                 processes[pid] = process
     # In the midst of an exec a process has no environment: by now it is through.
     for pid, process in processes.items():
         if process.uid == uid and process.tag is None:
-            processes[pid] = attrs.evolve(process, tag=read_tag(pid))
+            processes[pid] = attrs.evolve(process, tag=environments.tag(pid))
     return Snapshot(uid, os.getpid(), processes)
 
 
@@ -136,12 +140,13 @@ def parse_stat(line: bytes) -> Stat:
 
 
 def find_tag(environ: bytes) -> str | None:
-    """Find the tag in a process's environment, wherever it stands."""
+    """Find the tag in a process's environment, wherever it stands; one that is longer than any of ours is none."""
     _, found, rest = (b"\0" + environ).partition(b"\0" + _ASSIGNMENT)
-    return os.fsdecode(rest.partition(b"\0")[0]) if found else None
+    tag = rest[: _LONGEST_TAG + 1].partition(b"\0")[0]
+    return os.fsdecode(tag) if found and len(tag) <= _LONGEST_TAG else None
 
 
-def _look(pid: int, uid: int) -> Process | None:
+def _look(pid: int, uid: int, environments: "_Environments") -> Process | None:
     line = _read(f"/proc/{pid}/stat")
     if line is None or _is_kernel_thread(line):
         return None
@@ -162,7 +167,7 @@ def _look(pid: int, uid: int) -> Process | None:
         stat.start_ticks,
         stat.threads,
         real,
-        read_tag(pid) if real == uid else None,
+        environments.tag(pid) if real == uid else None,
     )
 
 
@@ -172,11 +177,24 @@ def _is_kernel_thread(line: bytes) -> bool:
 
 def read_tag(pid: int) -> str | None:
     """Read by which attempt a process was started; None if by none, or if it cannot be read."""
-    try:
-        environ = _read(f"/proc/{pid}/environ", _ENVIRON_LIMIT)
-    except PermissionError:
-        return None
-    return None if environ is None else find_tag(environ)
+    return _Environments().tag(pid)
+
+
+class _Environments:
+    """The environments of processes, as far as one look has time for them: they are as large as agents like."""
+
+    def __init__(self) -> None:
+        self._spare = _SPARE
+
+    def tag(self, pid: int) -> str | None:
+        try:
+            environ = _read(f"/proc/{pid}/environ", _ENVIRON_LIMIT if self._spare > 0 else _CHUNK)
+        except PermissionError:
+            return None
+        if environ is None:
+            return None
+        self._spare -= max(0, len(environ) - _CHUNK)
+        return find_tag(environ)
 
 
 def _read(path: str, limit: int = _CHUNK) -> bytes | None:

@@ -11,7 +11,7 @@ import errno
 import os
 import signal
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from signal import Signals
 
@@ -114,7 +114,8 @@ def select(snapshot: Snapshot, footprint: Footprint) -> tuple[Process, ...]:
         sessions[process.sid].append(process.pid)
 
     found: set[int] = set()
-    ahead = list(_roots(snapshot, footprint, shell, sessions))
+    kept = _descendants(children, shell.pid) if shell is not None and footprint.keep_shell else frozenset()
+    ahead = list(_roots(snapshot, footprint, shell, sessions, kept))
     while ahead:
         pid = ahead.pop()
         if pid in found or pid in spared:
@@ -242,14 +243,16 @@ def _find_shell(snapshot: Snapshot, footprint: Footprint) -> Process | None:
 
 
 def _roots(
-    snapshot: Snapshot, footprint: Footprint, shell: Process | None, sessions: dict[int, list[int]]
+    snapshot: Snapshot,
+    footprint: Footprint,
+    shell: Process | None,
+    sessions: Mapping[int, list[int]],
+    kept: Collection[int],
 ) -> Iterator[int]:
     processes = snapshot.processes
     for process in processes.values():
         if (process.uid == snapshot.uid and _is_known(process, footprint)) or (
-            shell is not None
-            and process.sid == shell.sid
-            and not (footprint.keep_shell and shell.pid in _lineage(processes, process.pid))
+            shell is not None and process.sid == shell.sid and process.pid not in kept
         ):
             yield process.pid
     # A session's number is free for others only when its last member is gone, so a gone leader still tells whose it is.
@@ -273,6 +276,18 @@ def _lineage(processes: Mapping[int, Process], pid: int) -> set[int]:
         lineage.add(pid)
         pid = processes[pid].ppid
     return lineage
+
+
+def _descendants(children: Mapping[int, list[int]], pid: int) -> frozenset[int]:
+    """Return the pid and those of all that comes from it, in one go: agents nest as deep as they like."""
+    found: set[int] = set()
+    ahead = [pid]
+    while ahead:
+        here = ahead.pop()
+        if here not in found:
+            found.add(here)
+            ahead += children.get(here, ())
+    return frozenset(found)
 
 
 def _add(footprint: Footprint, victims: tuple[Process, ...]) -> Footprint:

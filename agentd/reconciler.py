@@ -207,5 +207,7 @@ class Reconciler:
 
 
 def _hold_all(inputs: Inputs) -> tuple[Action, ...]:
-    message = "Waits until what an earlier agentd left behind is gone."
+    message = (
+        "Waits until tmux answers and what an earlier agentd left behind is gone; the log says what is in the way."
+    )
     return tuple(Hold(agent, Blocked(reason="recovering", message=message)) for agent, _ in inputs.wanted.values())

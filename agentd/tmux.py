@@ -20,8 +20,9 @@ from agentd.tmux_client import (
     open_client,
     printable,
     renew_socket,
+    renew_sockets,
 )
-from agentd.tmux_socket import refuse_other_file, remove_socket, share_socket, socket_identity
+from agentd.tmux_socket import is_missing, make_way, refuse_other_file, remove_socket, share_socket, socket_identity
 from agentd.tmux_unit import start_unit, withdraw_start
 
 _PREPARATION = (
@@ -66,6 +67,8 @@ class Tmux:
         self._client: Client | None = None
         self._changed = trio.Event()
         self._generation = 0
+        self._served = False
+        self._refused = False
         self._server = 0
         self._ending = False
         self._closed = False
@@ -124,22 +127,30 @@ class Tmux:
         return end
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the connection until cancelled, for `open_tmux`; StartupError if there cannot be a first one."""
+        """Keep the connection until cancelled, for `open_tmux`; StartupError if there cannot be a first one.
+
+        Where the server is another user's, who can stop or replace it at any time, agentd goes on without one: else
+        any agent could keep the next agentd from its start, and nobody would know why.
+        """
         first = trio.current_time()
         delay = _FIRST_DELAY
         try:
             while True:
                 began = trio.current_time()
                 connected, words = await self._converse(task_status)
+                self._refused = not connected
                 now = trio.current_time()
                 if self._ending:
                     return
                 if connected:
                     _log.warning("lost the connection to tmux at %s, connecting again: %s", self._where, words)
                     delay = _FIRST_DELAY if now - began > _LONGEST_DELAY else delay
-                elif self._generation == 0 and now - first > self._first_patience:
+                elif not self._served and now - first > self._first_patience:
                     message = f"tmux at {self._where} cannot be used: {words}"
-                    raise StartupError(message)
+                    if not self._settings.switch_user:
+                        raise StartupError(message)
+                    _log.error("%s; no agent is started until it can", message)
+                    self._begin(task_status)
                 elif delay < _LONGEST_DELAY <= delay * 2:
                     _log.warning("still no connection to tmux at %s: %s", self._where, words)
                 await trio.sleep(delay)
@@ -168,6 +179,11 @@ class Tmux:
                 raise TmuxUnknownError(message)
             await self._changed.wait()
         return self._client
+
+    def _begin(self, task_status: trio.TaskStatus[None]) -> None:
+        if not self._served:
+            self._served = True
+            task_status.started()
 
     def _tell(self) -> None:
         changed, self._changed = self._changed, trio.Event()
@@ -205,6 +221,7 @@ class Tmux:
     async def _converse(self, task_status: trio.TaskStatus[None]) -> tuple[bool, str]:
         """Hold one connection for as long as it lasts; return whether it was one, and why it ended."""
         kill_left_clients(self._settings)
+        await self._seek_server()
         unit_words = await self._start_unit()
         try:
             async with open_client(self._settings) as client:
@@ -217,16 +234,16 @@ class Tmux:
                 self._client = client
                 self._generation += 1
                 self._tell()
-                if self._generation == 1:
-                    task_status.started()
-                else:
+                if self._generation > 1:
                     _log.info("connected to tmux at %s again", self._where)
+                self._begin(task_status)
                 try:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(admit_admins, self._settings, client)
                         while not client.lost.is_set():
                             with trio.move_on_after(_SOCKET_LOOK):
                                 await client.lost.wait()
+                            client.resume()
                             if not self._ending:
                                 await self._mind_socket()
                         nursery.cancel_scope.cancel()
@@ -246,6 +263,14 @@ class Tmux:
             return ""
         self._asked_for_unit = True
         return await start_unit(self._settings)
+
+    async def _seek_server(self) -> None:
+        """Have a server whose socket was deleted, or replaced, while nobody could mind it make it anew."""
+        path, owner = self._settings.tmux_socket, self._settings.agent_user.uid
+        if self._settings.switch_user and (done := make_way(path, owner)):
+            _log.warning("somebody kept tmux from its socket: %s", done)
+        if (is_missing(path) or self._refused) and renew_sockets(self._settings):
+            await trio.sleep(_SOCKET_PATIENCE)
 
     async def _mind_socket(self) -> None:
         """See to it that a socket that was deleted is there again: without it nobody can attach, we cannot return."""
@@ -280,7 +305,7 @@ async def open_tmux(settings: Settings) -> AsyncIterator[Tmux]:
 
     StartupError if it cannot be had at the start. As of any nursery, what the body raises comes in an exception group.
     """
-    refuse_other_file(settings.tmux_socket)
+    refuse_other_file(settings.tmux_socket, settings.agent_user.uid if settings.switch_user else None)
     tmux = Tmux(settings)
     failure: StartupError | None = None
     async with trio.open_nursery() as nursery:

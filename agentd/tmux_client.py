@@ -101,6 +101,11 @@ class Client:
             if silence > _LONGEST_SILENCE:
                 self._lose(f"nothing was answered for {silence:.0f} s")
 
+    def resume(self) -> None:
+        """Undo a stop of the client, which is any agent's to send, and which sudo passes on to itself."""
+        if self._process.returncode is None:
+            os.killpg(self._process.pid, signal.SIGCONT)
+
     async def write(self) -> None:
         """Send what is asked, in order."""
         async for request in self._to_write:
@@ -238,7 +243,15 @@ def renew_socket(settings: Settings, server: int) -> None:
     _signal(server, settings.agent_user.uid, "tmux: server", b"", signal.SIGUSR1)
 
 
-def _signal(pid: int, uid: int, name: str, words: bytes, number: int) -> None:
+def renew_sockets(settings: Settings) -> bool:
+    """Have every server that was started for this socket make it anew; return whether there is any."""
+    words = b"\0-S\0" + os.fsencode(settings.tmux_socket) + b"\0"
+    uid = settings.agent_user.uid
+    pids = map(int, filter(str.isdecimal, os.listdir("/proc")))
+    return sum(_signal(pid, uid, "tmux: server", words, signal.SIGUSR1) for pid in pids) > 0
+
+
+def _signal(pid: int, uid: int, name: str, words: bytes, number: int) -> bool:
     """Signal a process if it is the agent user's, has this name, and these words in its command line."""
     with contextlib.suppress(OSError):
         pidfd = os.pidfd_open(pid)  # First, so that the signal is for the one of whom the rest is read.
@@ -247,11 +260,19 @@ def _signal(pid: int, uid: int, name: str, words: bytes, number: int) -> None:
             if (
                 about.joinpath("comm").read_text(errors="replace") == f"{name}\n"
                 and read_uid(pid) == uid
-                and words in about.joinpath("cmdline").read_bytes()
+                and words in _beginning(about / "cmdline")
             ):
                 signal.pidfd_send_signal(pidfd, number)
+                return True
         finally:
             os.close(pidfd)
+    return False
+
+
+def _beginning(path: Path) -> bytes:
+    """Read what is enough for our command line; others have megabytes, and there may be thousands of them."""
+    with path.open("rb", buffering=0) as file:
+        return file.read(_MAX_ERRORS)
 
 
 def _give_context(process: trio.Process, settings: Settings) -> None:

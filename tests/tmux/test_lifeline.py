@@ -132,14 +132,14 @@ async def test_launcher_death_ends_it(path: Path, lifeline: Lifeline) -> None:
 @pytest.mark.parametrize("watched", [True, False])
 async def test_deaf_and_flooded(path: Path, lifeline: Lifeline, watched: bool) -> None:
     """Deaf to words, it still reads them away, so that the launcher can say its own and end."""
-    flood = f"head -c 300000 /dev/zero >&9; exec 9>&-; {'read x' if watched else 'true'}"
+    flood = f"head -c 100000 /dev/zero >&9; exec 9>&-; {'read x' if watched else 'true'}"
     command = ["sh", "-c", f"exec 9<>{path}; echo >&9; {flood}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as launcher:  # noqa: ASYNC220 - which takes no time
         if watched:
             lifeline.watch(os.pidfd_open(launcher.pid))
         assert await next_line(lifeline) == ""
         if watched:
-            with trio.move_on_after(0.2) as scope:
+            with trio.move_on_after(0.5) as scope:
                 await lifeline.speaker_gone()
             assert scope.cancelled_caught
             assert launcher.poll() is None

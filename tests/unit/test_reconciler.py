@@ -10,7 +10,7 @@ from trio.testing import MockClock
 from agentd.card import Agent
 from agentd.reconciler import Reconciler
 from agentd.resolve import Blocked, Unsupported
-from agentd.sessions import AttemptRequest
+from agentd.sessions import AttemptRequest, RunNote
 from agentd.testing import FakeAttempt, Play
 from tests.unit.world import (
     EPOCH,
