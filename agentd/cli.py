@@ -12,8 +12,8 @@ from agentd import __version__
 from agentd.directories import lock_sockets, prepare_directories
 from agentd.errors import StartupError, UsageError
 from agentd.logs import configure
-from agentd.proc_scan import read_stat
 from agentd.process_context import raise_open_files
+from agentd.processes.scan import read_stat
 from agentd.settings import Flags, build_settings
 from agentd.wording import escape
 

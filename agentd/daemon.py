@@ -21,18 +21,18 @@ import attrs
 import trio
 
 from agentd import __version__
-from agentd.api_socket import bind_api_socket, remove_api_socket, socket_identity
+from agentd.api.socket import bind_api_socket, remove_api_socket, socket_identity
+from agentd.attempts.tmux_sessions import TmuxSessions
 from agentd.errors import StartupError
-from agentd.inputs import InputReader
-from agentd.processes import Scanner
+from agentd.inputs.reader import InputReader
+from agentd.inputs.watch import Watch
+from agentd.processes.ending import Scanner
 from agentd.reconciler import TICK, Reconciler
 from agentd.run import Looks, Surroundings
 from agentd.sdnotify import Notifier, open_notifier
 from agentd.settings import Settings
 from agentd.status import DaemonStatus, StatusStore
-from agentd.tmux import Tmux, open_tmux
-from agentd.tmux_sessions import TmuxSessions
-from agentd.watch import Watch
+from agentd.tmux.connection import Tmux, open_tmux
 
 LAUNCHES = 8
 """Launches under way at once: 100 agents come up without starving each other (measured, see docs/design.md)."""
@@ -242,8 +242,8 @@ class _Started:
 
 
 def _import_api() -> "Callable[..., Awaitable[None]]":
-    from agentd.api import create_app
-    from agentd.api_server import serve_api
+    from agentd.api.app import create_app
+    from agentd.api.server import serve_api
 
     async def serve(
         listening: socket.socket, store: StatusStore, *, shutdown: trio.Event, task_status: _Started

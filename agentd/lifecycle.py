@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import attrs
 
-from agentd.card import Agent
+from agentd.card.card import Agent
 
 BACKOFF_FIRST = 3.0
 """Seconds between an exit and the restart, and where the doubling begins (design: "Restart policy")."""

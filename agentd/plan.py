@@ -5,7 +5,7 @@ from enum import StrEnum
 
 import attrs
 
-from agentd.card import Agent
+from agentd.card.card import Agent
 from agentd.resolve import Blocked, EffectiveAgent, Unsupported
 
 

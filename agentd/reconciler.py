@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 import attrs
 import trio
 
-from agentd.card import Agent
-from agentd.inputs import Inputs
+from agentd.card.card import Agent
+from agentd.inputs.reader import Inputs
 from agentd.lifecycle import State
 from agentd.logs import OncePer
 from agentd.plan import Action, Hold, Phase, Refuse, RunView, Start, Stop, not_in_force, plan

@@ -9,8 +9,8 @@ from typing import Final
 
 import attrs
 
-from agentd.card import Agent, _frozen_mapping
-from agentd.harness import HARNESSES, build_argv
+from agentd.card.card import Agent, _frozen_mapping
+from agentd.card.harness import HARNESSES, build_argv
 
 _MAX_STRING: Final = 131_072
 """The kernel's limit (MAX_ARG_STRLEN) on one argument or one `NAME=value` with its NUL."""

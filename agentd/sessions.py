@@ -8,7 +8,7 @@ from typing import Protocol
 
 import attrs
 
-from agentd.card import Agent
+from agentd.card.card import Agent
 from agentd.errors import AgentdError
 from agentd.lifecycle import Exit
 from agentd.resolve import Blocked, EffectiveAgent

@@ -54,7 +54,7 @@ python3Packages.buildPythonApplication {
   pythonImportsCheck = [
     "agentd"
     "agentd.cli"
-    "agentd.ctl"
+    "agentd.ctl.commands"
     "agentd.daemon"
   ];
 

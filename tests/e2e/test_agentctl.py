@@ -20,7 +20,7 @@ WIDE = "日本語のエージェント" * 10
 def agentctl(world: World, *words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the installed agentctl, or without one what it would run."""
     installed = Path(sys.executable).with_name("agentctl")
-    start = [sys.executable, "-c", "from agentd.ctl import run; run()"]
+    start = [sys.executable, "-c", "from agentd.ctl.commands import run; run()"]
     program = [str(installed)] if installed.exists() else start
     environ = {"AGENTD_API_SOCKET": str(world.api_socket)} | dict(env or {})
     return world.try_command(*program, *words, env=environ)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agentd.settings import AgentUser, Settings
-from agentd.tmux import Tmux, open_tmux
+from agentd.tmux.connection import Tmux, open_tmux
 from tests.settings import agent_user as user_of
 from tests.settings import settings_below
 

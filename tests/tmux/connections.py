@@ -2,7 +2,7 @@
 
 import trio
 
-from agentd.tmux import Tmux
+from agentd.tmux.connection import Tmux
 
 
 def generation(tmux: Tmux) -> int:

@@ -11,16 +11,16 @@ import pytest
 import trio
 import trio.testing
 
-from agentd import launch, script
-from agentd.attempt import TmuxAttempt
-from agentd.card import Agent
+from agentd.attempts import launch, script
+from agentd.attempts.attempt import TmuxAttempt
+from agentd.attempts.tmux_sessions import TmuxSessions
+from agentd.card.card import Agent
 from agentd.lifecycle import How
-from agentd.processes import Scanner
+from agentd.processes.ending import Scanner
 from agentd.resolve import EffectiveAgent
 from agentd.sessions import AttemptRequest, LaunchBlockedError, NeverStartedError
 from agentd.settings import Settings
-from agentd.tmux import Tmux, open_tmux
-from agentd.tmux_sessions import TmuxSessions
+from agentd.tmux.connection import Tmux, open_tmux
 from tests.tmux.connections import generation, lost, reconnected
 
 SHELLS = [name for name in ("bash", "dash", "zsh") if shutil.which(name)]

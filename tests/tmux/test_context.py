@@ -21,7 +21,7 @@ import pwd, shutil, sys
 from pathlib import Path
 import trio
 from agentd.process_context import agents_limits, raise_open_files
-from agentd.tmux import open_tmux
+from agentd.tmux.connection import open_tmux
 from tests.settings import agent_user, settings_below
 
 place, user = Path(sys.argv[1]), pwd.getpwnam(sys.argv[2]) if sys.argv[2] else None

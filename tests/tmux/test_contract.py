@@ -9,17 +9,17 @@ import attrs
 import pytest
 import trio
 
-from agentd.attempt import TmuxAttempt
-from agentd.card import Agent
+from agentd.attempts.attempt import TmuxAttempt
+from agentd.attempts.tmux_sessions import TmuxSessions
+from agentd.card.card import Agent
 from agentd.lifecycle import Exit, How, State
-from agentd.processes import Scanner
+from agentd.processes.ending import Scanner
 from agentd.resolve import Blocked, EffectiveAgent
 from agentd.sessions import Attempt, AttemptRequest, LaunchBlockedError, RunNote, Sessions
 from agentd.settings import Settings
 from agentd.status import AgentStatus
 from agentd.testing import FakeSessions, Play
-from agentd.tmux import open_tmux
-from agentd.tmux_sessions import TmuxSessions
+from agentd.tmux.connection import open_tmux
 
 BOUND = 20.0
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import trio
 
-from agentd import session
-from agentd.attempt import TmuxAttempt
-from agentd.card import Agent
-from agentd.proc_scan import Snapshot
-from agentd.processes import Scanner
+from agentd.attempts import session
+from agentd.attempts.attempt import TmuxAttempt
+from agentd.attempts.tmux_sessions import TmuxSessions
+from agentd.card.card import Agent
+from agentd.processes.ending import Scanner
+from agentd.processes.scan import Snapshot
 from agentd.resolve import EffectiveAgent
 from agentd.sessions import AttemptRequest
 from agentd.settings import Settings
-from agentd.tmux import Tmux, open_tmux
-from agentd.tmux_sessions import TmuxSessions
+from agentd.tmux.connection import Tmux, open_tmux
 
 WORDS = "nobody knows whether"
 

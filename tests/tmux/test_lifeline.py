@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from agentd.lifeline import MOST, Lifeline, LifelineJunkError
+from agentd.attempts.lifeline import MOST, Lifeline, LifelineJunkError
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ import pytest
 import trio
 import trio.testing
 
-from agentd.proc_scan import TAG_VARIABLE, read_stat
-from agentd.processes import Ended, Footprint, Scanner, end_all, signal_group
+from agentd.processes.ending import Ended, Footprint, Scanner, end_all, signal_group
+from agentd.processes.scan import TAG_VARIABLE, read_stat
 
 UID = os.getuid()
 NOBODY = 65534
@@ -370,7 +370,7 @@ def test_no_thread_to_look_from() -> None:
     """Where no thread can be started any more, the scan is made without one."""
     program = """
 import os, threading, trio
-from agentd.processes import Scanner
+from agentd.processes.ending import Scanner
 threading.stack_size(2**46)
 print(os.getpid() in trio.run(Scanner(os.getuid()).scan).processes)
 """

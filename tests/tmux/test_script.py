@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from agentd.script import Script
+from agentd.attempts.script import Script
 
 SHELLS = {
     name: command

@@ -18,9 +18,9 @@ import trio.testing
 from agentd.errors import StartupError, TmuxError, TmuxUnknownError
 from agentd.process_context import ONLY_OURS
 from agentd.settings import AgentUser, Settings
-from agentd.tmux import Tmux, open_tmux
-from agentd.tmux_client import CONTROL_SESSION, _command
-from agentd.tmux_protocol import escape_format
+from agentd.tmux.client import CONTROL_SESSION, _command
+from agentd.tmux.connection import Tmux, open_tmux
+from agentd.tmux.protocol import escape_format
 from tests.tmux.connections import generation, lost, reconnected
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can switch to another user")
@@ -228,7 +228,7 @@ async def test_killed_server(tmux: Tmux, caplog: pytest.LogCaptureFixture) -> No
     await reconnected(tmux, 1)
     assert await tmux.command("show-options", "-gv", "history-limit") == ("20000",)
     records = [(record.levelname, record.name) for record in caplog.records]
-    assert records == [("WARNING", "agentd.tmux"), ("INFO", "agentd.tmux")]
+    assert records == [("WARNING", "agentd.tmux.connection"), ("INFO", "agentd.tmux.connection")]
 
 
 async def test_killed_client(tmux: Tmux) -> None:
@@ -265,7 +265,7 @@ async def test_lost_while_waiting(tmux: Tmux) -> None:
 
 async def test_silent_connection(tmux: Tmux, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection on which nothing is answered for long is replaced by another one."""
-    monkeypatch.setattr("agentd.tmux_client._LONGEST_SILENCE", 0)
+    monkeypatch.setattr("agentd.tmux.client._LONGEST_SILENCE", 0)
     await tmux.command("wait-for", "nobody")  # Answered at once, but nothing after it ever.
     with pytest.raises(TmuxUnknownError, match=r"display-message was not answered within 0\.1 s"):
         await tmux.command("display-message", timeout=0.1)
@@ -394,7 +394,7 @@ async def test_end_of_a_killed_server(tmux: Tmux, settings: Settings) -> None:
 
 async def test_end_of_a_stopped_server(tmux: Tmux, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that does not answer is not said to have ended."""
-    monkeypatch.setattr("agentd.tmux._END_TIMEOUT", 0.1)
+    monkeypatch.setattr("agentd.tmux.connection._END_TIMEOUT", 0.1)
     server = int(await ask(tmux, "#{pid}"))
     os.kill(server, signal.SIGSTOP)
     try:
@@ -407,7 +407,7 @@ async def test_end_of_a_stopped_server(tmux: Tmux, monkeypatch: pytest.MonkeyPat
 
 async def test_end_with_a_stuck_client(tmux: Tmux, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that somebody else's client keeps although its last session is over is not said to have ended."""
-    monkeypatch.setattr("agentd.tmux._END_TIMEOUT", 0.5)
+    monkeypatch.setattr("agentd.tmux.connection._END_TIMEOUT", 0.5)
     with control_client(somebody_elses(settings)) as client:
         get_stuck(client)
         end = await tmux.end_server()
@@ -448,7 +448,7 @@ async def test_deleted_socket(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A socket that somebody deleted is there again soon, and still the same server's, which is one warning."""
-    monkeypatch.setattr("agentd.tmux._SOCKET_LOOK", 0.05)
+    monkeypatch.setattr("agentd.tmux.connection._SOCKET_LOOK", 0.05)
     async with open_tmux(settings) as tmux:
         settings.tmux_socket.unlink()
         with trio.fail_after(10):
@@ -513,10 +513,10 @@ async def test_hostile_client(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, words: str
 ) -> None:
     """Whatever the other side says or does, the start fails with its words in one line, and no process stays."""
-    monkeypatch.setattr("agentd.tmux._FIRST_PATIENCE", 0)
-    monkeypatch.setattr("agentd.tmux._CONNECT_TIMEOUT", 0.8)
-    monkeypatch.setattr("agentd.tmux_client._END_TIMEOUT", 0.1)
-    monkeypatch.setattr("agentd.tmux_client._SIGNAL_TIMEOUT", 0.2)
+    monkeypatch.setattr("agentd.tmux.connection._FIRST_PATIENCE", 0)
+    monkeypatch.setattr("agentd.tmux.connection._CONNECT_TIMEOUT", 0.8)
+    monkeypatch.setattr("agentd.tmux.client._END_TIMEOUT", 0.1)
+    monkeypatch.setattr("agentd.tmux.client._SIGNAL_TIMEOUT", 0.2)
     false_tmux = tmp_path / "tmux"
     false_tmux.write_text(f"#!/bin/sh\n{script}\n")
     false_tmux.chmod(0o755)
@@ -527,7 +527,7 @@ async def test_hostile_client(
 
 async def test_missing_program(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tmux that is not there is named."""
-    monkeypatch.setattr("agentd.tmux._FIRST_PATIENCE", 0)
+    monkeypatch.setattr("agentd.tmux.connection._FIRST_PATIENCE", 0)
     with pytest.raises(StartupError, match=r"cannot be used: .*/nowhere/tmux"):
         async with open_tmux(attrs.evolve(settings, tmux="/nowhere/tmux")):
             pass
@@ -606,7 +606,7 @@ async def test_unknown_user(
     switched: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A server that is another user's keeps agentd from no start; what sudo has against it is in the log."""
-    monkeypatch.setattr("agentd.tmux._FIRST_PATIENCE", 0)
+    monkeypatch.setattr("agentd.tmux.connection._FIRST_PATIENCE", 0)
     unknown = attrs.evolve(switched, agent_user=attrs.evolve(switched.agent_user, name="no-such-user"))
     with trio.fail_after(10):
         async with open_tmux(unknown) as tmux:
@@ -631,7 +631,7 @@ async def test_socket_for_admins(switched: Settings) -> None:
 @needs_root
 async def test_deleted_socket_for_admins(switched: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A socket that is made again is the admin group's again."""
-    monkeypatch.setattr("agentd.tmux._SOCKET_LOOK", 0.05)
+    monkeypatch.setattr("agentd.tmux.connection._SOCKET_LOOK", 0.05)
     async with open_tmux(switched):
         switched.tmux_socket.unlink()
         with trio.fail_after(10):

@@ -14,12 +14,12 @@ import attrs
 import pytest
 import trio
 
-import agentd.tmux_admins
+import agentd.tmux.admins
 from agentd.errors import TmuxError
 from agentd.settings import Settings
-from agentd.tmux import Tmux, open_tmux
-from agentd.tmux_admins import admit_admins, group_members
-from agentd.tmux_client import Client, Request
+from agentd.tmux.admins import admit_admins, group_members
+from agentd.tmux.client import Client, Request
+from agentd.tmux.connection import Tmux, open_tmux
 from tests.settings import agent_user
 from tests.tmux.connections import lost
 
@@ -93,8 +93,8 @@ async def test_admin_who_is_added_later(
 ) -> None:
     """Who joins the group later is admitted soon; the agent user, root and who is unknown to tmux are no trouble."""
     members = {"root", shared.agent_user.name, "no-such-user"}
-    monkeypatch.setattr(agentd.tmux_admins, "_LOOK", 0.02)
-    monkeypatch.setattr(agentd.tmux_admins, "group_members", lambda _gid: set(members))
+    monkeypatch.setattr(agentd.tmux.admins, "_LOOK", 0.02)
+    monkeypatch.setattr(agentd.tmux.admins, "group_members", lambda _gid: set(members))
     async with open_tmux(shared) as tmux:
         with trio.fail_after(10):
             while not caplog.records:
@@ -144,7 +144,7 @@ async def test_nobody_to_ask(
     asked: int,
 ) -> None:
     """An older tmux is asked once; without an admin group, or where agents are root, nobody is admitted at all."""
-    monkeypatch.setattr(agentd.tmux_admins, "group_members", lambda _gid: {"one", "two"})
+    monkeypatch.setattr(agentd.tmux.admins, "group_members", lambda _gid: {"one", "two"})
     server = _OldServer()
     with trio.fail_after(5):
         await admit_admins(change(attrs.evolve(settings, admin_gid=1, switch_user=True)), cast("Client", server))

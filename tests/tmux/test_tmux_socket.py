@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agentd.tmux_socket import remove_socket, socket_identity
+from agentd.tmux.socket import remove_socket, socket_identity
 
 _US = os.geteuid()
 

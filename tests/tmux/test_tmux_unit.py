@@ -12,7 +12,7 @@ import trio
 
 from agentd.errors import StartupError, TmuxUnknownError
 from agentd.settings import Settings
-from agentd.tmux import Tmux, open_tmux
+from agentd.tmux.connection import Tmux, open_tmux
 from tests.tmux.connections import lost
 
 _UNIT = "agentd-tmux.service"
@@ -130,7 +130,7 @@ async def test_unit_that_runs(systemd: Systemd) -> None:
 
 async def test_unit_that_cannot_start(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
     """What systemd has against the unit is the reason why agentd does not start."""
-    monkeypatch.setattr("agentd.tmux._UNIT_PATIENCE", 0)
+    monkeypatch.setattr("agentd.tmux.connection._UNIT_PATIENCE", 0)
     systemd.mode("fail")
     words = rf"\(see systemctl status {_UNIT}\) cannot be used: Failed to start: no such unit$"
     with pytest.raises(StartupError, match=words):
@@ -146,8 +146,8 @@ async def test_unit_that_does_not_come(
     systemd: Systemd, monkeypatch: pytest.MonkeyPatch, mode: str, words: str
 ) -> None:
     """Neither a systemd without an answer nor a start that waits for another holds anything up."""
-    monkeypatch.setattr("agentd.tmux._UNIT_PATIENCE", 0)
-    monkeypatch.setattr("agentd.tmux_unit._TIMEOUT", 0.2)
+    monkeypatch.setattr("agentd.tmux.connection._UNIT_PATIENCE", 0)
+    monkeypatch.setattr("agentd.tmux.unit._TIMEOUT", 0.2)
     systemd.mode(mode)
     with trio.fail_after(10), pytest.raises(StartupError, match=words):
         async with open_tmux(systemd.settings):
@@ -157,7 +157,7 @@ async def test_unit_that_does_not_come(
 
 async def test_missing_systemctl(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
     """A systemctl that is gone is named."""
-    monkeypatch.setattr("agentd.tmux._UNIT_PATIENCE", 0)
+    monkeypatch.setattr("agentd.tmux.connection._UNIT_PATIENCE", 0)
     with pytest.raises(StartupError, match=r"systemctl .* does not start: No such file"):
         async with open_tmux(attrs.evolve(systemd.settings, systemctl="/nowhere/systemctl")):
             pass
@@ -167,7 +167,7 @@ async def test_unit_that_fails_later(
     systemd: Systemd, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """When the unit cannot be started again that is a warning with the reason, and it is tried until it can."""
-    monkeypatch.setattr("agentd.tmux._LONGEST_DELAY", 1.6)
+    monkeypatch.setattr("agentd.tmux.connection._LONGEST_DELAY", 1.6)
     caplog.set_level(logging.WARNING)
     async with open_tmux(systemd.settings) as tmux:
         systemd.mode("fail")
@@ -194,7 +194,7 @@ async def test_start_that_is_queued_at_the_end(systemd: Systemd) -> None:
 
 async def test_unit_that_runs_at_the_end(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
     """A unit that runs is never stopped, even if its server cannot be reached at the end: people may be in it."""
-    monkeypatch.setattr("agentd.tmux._END_TIMEOUT", 0.2)
+    monkeypatch.setattr("agentd.tmux.connection._END_TIMEOUT", 0.2)
     async with open_tmux(systemd.settings) as tmux:
         client = (await tmux.command("list-clients", "-F", "#{client_pid}"))[0]
         os.kill(systemd.server, signal.SIGSTOP)

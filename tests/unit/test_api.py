@@ -10,7 +10,7 @@ import pytest
 import trio
 from quart.typing import TestClientProtocol as Client
 
-from agentd.api import agent_to_dict, create_app, exit_to_dict, health_to_dict, time_to_text
+from agentd.api.app import agent_to_dict, create_app, exit_to_dict, health_to_dict, time_to_text
 from agentd.lifecycle import Exit, How, State
 from agentd.status import AgentStatus, DaemonStatus, StatusStore
 
@@ -277,7 +277,7 @@ async def test_a_bug_is_500_in_json_and_in_the_log(caplog: pytest.LogCaptureFixt
     assert answer.headers["Content-Type"] == "application/json"
     assert "its log has the traceback" in json.loads(await answer.get_data())["error"]
     assert "ArithmeticError: the clock stopped" in caplog.text
-    assert {record.name for record in caplog.records} == {"agentd.api"}
+    assert {record.name for record in caplog.records} == {"agentd.api.app"}
 
 
 async def test_text_that_is_no_utf_8_does_not_break_an_answer() -> None:

@@ -17,9 +17,9 @@ import pytest
 import trio
 import trio.testing
 
-from agentd.api import create_app
-from agentd.api_server import Limits, serve_api
-from agentd.api_socket import bind_api_socket, remove_api_socket, socket_identity
+from agentd.api.app import create_app
+from agentd.api.server import Limits, serve_api
+from agentd.api.socket import bind_api_socket, remove_api_socket, socket_identity
 from agentd.errors import StartupError
 from agentd.lifecycle import State
 from agentd.status import AgentStatus, DaemonStatus, StatusStore

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentd.card import Agent, Card, parse_card
-from agentd.card_fields import FIELDS
+from agentd.card.card import Agent, Card, parse_card
+from agentd.card.fields import FIELDS
 from agentd.errors import CardError
 
 MASTERBLASTER = b"""\

@@ -9,12 +9,14 @@ from typing import Any
 import attrs
 import pytest
 
-from agentd import card_syntax, prompts, resolve
-from agentd.card import Agent, Card, parse_card
-from agentd.card_fields import FIELDS, MOST_AGENTS
-from agentd.duration import parse_duration
+from agentd import resolve
+from agentd.card import syntax as card_syntax
+from agentd.card.card import Agent, Card, parse_card
+from agentd.card.duration import parse_duration
+from agentd.card.fields import FIELDS, MOST_AGENTS
+from agentd.card.harness import HARNESSES
 from agentd.errors import CardError
-from agentd.harness import HARNESSES
+from agentd.inputs import prompts
 
 _ROOT = Path(__file__).parents[2]
 _REFERENCE = (_ROOT / "docs/card.md").read_text()

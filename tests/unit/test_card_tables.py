@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentd.card import parse_card
+from agentd.card.card import parse_card
 from agentd.errors import CardError
 
 BAD = 'harness = "custom"\nrestart = "x"\n'

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from agentd import __version__, ctl
-from agentd.ctl import _check, _parse, _socket, _status, main
-from agentd.ctl_client import ApiError, Client
+from agentd import __version__
+from agentd.ctl import commands as ctl
+from agentd.ctl.client import ApiError, Client
+from agentd.ctl.commands import _check, _parse, _socket, _status, main
 from agentd.defaults import own_defaults
 
 HEALTH = {"state": "running", "card": "/c", "warnings": [], "agents": 1}
@@ -102,7 +103,7 @@ Serve = Callable[[Callable[[str], bytes]], Server]
 
 def program(*words: str) -> list[str]:
     """Return the command line of agentctl in a process of its own."""
-    return [sys.executable, "-c", "from agentd.ctl import run; run()", *words]
+    return [sys.executable, "-c", "from agentd.ctl.commands import run; run()", *words]
 
 
 # The command line.
@@ -316,7 +317,7 @@ def test_deep_answers(serve: Serve, words: list[str], depth: int) -> None:
 
 def test_endless_answer(serve: Serve, capfd: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more of an answer is read than agentd could have to say."""
-    monkeypatch.setattr("agentd.ctl_client._MOST", 1000)
+    monkeypatch.setattr("agentd.ctl.client._MOST", 1000)
     server = serve(lambda _: b"HTTP/1.1 200 OK\r\n\r\n" + b" " * 1001)
     assert main(["status", "--api-socket", server.path]) == 1
     assert "more than 1000 bytes" in capfd.readouterr().err
@@ -494,7 +495,8 @@ def test_imports(serve: Serve, tmp_path: Path) -> None:
     heavy = {"trio", "outcome", "anyio", "quart", "quart_trio", "hypercorn", "werkzeug"}
     slow = {"attr", "attrs", "tomlkit", "logging", "subprocess", "dataclasses", "pathlib", "shutil", "difflib"}
     check = (
-        "import sys; from agentd.ctl import main; code = main(sys.argv[1:]); sys.exit(code or repr(sys.modules.keys()))"
+        "import sys; from agentd.ctl.commands import main; code = main(sys.argv[1:]); "
+        "sys.exit(code or repr(sys.modules.keys()))"
     )
     for words, unwanted in (
         (["status", "--api-socket", serve(api).path], heavy | slow),
@@ -502,7 +504,7 @@ def test_imports(serve: Serve, tmp_path: Path) -> None:
     ):
         done = subprocess.run([sys.executable, "-c", check, *words], capture_output=True, text=True, check=False)
         modules = set(re.findall(r"'([^']+)'", done.stderr))
-        assert "agentd.ctl_text" in modules, done.stderr
+        assert "agentd.ctl.text" in modules, done.stderr
         assert modules & unwanted == set()
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentd.ctl_text import (
+from agentd.ctl.text import (
     WIDTH,
     cells,
     details,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentd.duration import parse_duration
+from agentd.card.duration import parse_duration
 
 US = 1_000
 MS = 1_000 * US

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentd.harness import HARNESSES, build_argv
+from agentd.card.harness import HARNESSES, build_argv
 
 _AWKWARD = 'it\'s "q" $HOME `id` !x {} {0} %7\n\ttab\r\x1b[0m é☃ end;'
 

@@ -14,14 +14,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-import agentd.inputs
-import agentd.prompts
-import agentd.settle
-from agentd.card import Card, parse_card
-from agentd.inputs import InputReader, Inputs
+import agentd.inputs.prompts
+import agentd.inputs.reader
+import agentd.inputs.settle
+from agentd.card.card import Card, parse_card
+from agentd.inputs.reader import InputReader, Inputs
+from agentd.inputs.watch import Watch
 from agentd.resolve import Blocked, EffectiveAgent, Unsupported
 from agentd.settings import AgentUser
-from agentd.watch import Watch
 from tests.settings import agent_user, settings_below
 
 _CARD = '[agent]\nharness = "claude-code"\n'
@@ -47,14 +47,14 @@ def parses(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         seen.append(data)
         return parse_card(data)
 
-    monkeypatch.setattr(agentd.inputs, "parse_card", parse)
+    monkeypatch.setattr(agentd.inputs.reader, "parse_card", parse)
     return seen
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settle at once where the clock is real."""
-    monkeypatch.setattr(agentd.settle, "SETTLE", 0)
+    monkeypatch.setattr(agentd.inputs.settle, "SETTLE", 0)
 
 
 def _reader(world: Path, user: pwd.struct_passwd | None = None) -> InputReader:
@@ -323,7 +323,7 @@ async def test_cancelled_parse(world: Path, monkeypatch: pytest.MonkeyPatch) -> 
         trio.from_thread.run_sync(over.set)
         return parse_card(data)
 
-    monkeypatch.setattr(agentd.inputs, "parse_card", parse)
+    monkeypatch.setattr(agentd.inputs.reader, "parse_card", parse)
     card = world / "jcard.toml"
     card.write_text(_CARD + "#" * 100_000)
     reader = _reader(world)
@@ -453,7 +453,7 @@ async def test_unchanged_prompt_file(world: Path, autojump_clock: MockClock, mon
     reader = _reader(world)
     first = await reader.read()
     with monkeypatch.context() as patch:
-        patch.setattr(agentd.prompts, "read_regular", _unwanted)
+        patch.setattr(agentd.inputs.prompts, "read_regular", _unwanted)
         assert await reader.read() == first
         (world / "prompt.md").chmod(0o640)
         with pytest.RaisesGroup(AssertionError, flatten_subgroups=True):
@@ -585,7 +585,7 @@ async def test_one_reading_a_look(world: Path, autojump_clock: MockClock, monkey
         tried.append(path)
         raise PermissionError(errno.EACCES, "permission denied")
 
-    monkeypatch.setattr(agentd.prompts, "read_regular", refuse)
+    monkeypatch.setattr(agentd.inputs.prompts, "read_regular", refuse)
     (world / "jcard.toml").write_text(_PROMPTED)
     (world / "prompt.md").write_text("one")
     reader = _reader(world)
@@ -606,8 +606,8 @@ async def test_hidden_in_repr(world: Path, autojump_clock: MockClock) -> None:
 @pytest.mark.usefixtures("quick")
 async def test_stuck_reading(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reading that never ends blocks the agent after a while, and the process that read is gone."""
-    monkeypatch.setattr(agentd.prompts, "_SCRIPT", 'exec tail -f -- "$1"')
-    monkeypatch.setattr(agentd.prompts, "_TIMEOUT", 0.5)
+    monkeypatch.setattr(agentd.inputs.prompts, "_SCRIPT", 'exec tail -f -- "$1"')
+    monkeypatch.setattr(agentd.inputs.prompts, "_TIMEOUT", 0.5)
     (world / "prompt.md").write_text("one")
     (world / "jcard.toml").write_text(_PROMPTED)
     inputs = await _other_user_reader(world).read()
@@ -629,12 +629,12 @@ async def test_hanging_readings(world: Path, autojump_clock: MockClock, monkeypa
             raise TimeoutError(errno.ETIMEDOUT, "it hangs")
         return b"prompt"
 
-    monkeypatch.setattr(agentd.prompts, "_read_as", read_as)
+    monkeypatch.setattr(agentd.inputs.prompts, "_read_as", read_as)
     for path in hanging | others:
         _write(Path(path), "")
     settings = settings_below(world, switch_user=True)
-    reader = agentd.prompts.PromptReader(settings, Watch())
-    known: dict[str, agentd.prompts.PromptFile | None] = dict.fromkeys(sorted(hanging | others))
+    reader = agentd.inputs.prompts.PromptReader(settings, Watch())
+    known: dict[str, agentd.inputs.prompts.PromptFile | None] = dict.fromkeys(sorted(hanging | others))
     for _ in range(20):
         start = trio.current_time()
         looked = await reader.look(known)
@@ -655,7 +655,7 @@ async def test_hanging_readings(world: Path, autojump_clock: MockClock, monkeypa
 @pytest.mark.usefixtures("quick")
 async def test_endless_reading(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process of the agent user that never stops talking is not listened to beyond the limit."""
-    monkeypatch.setattr(agentd.prompts, "_SCRIPT", "exec cat /dev/zero")
+    monkeypatch.setattr(agentd.inputs.prompts, "_SCRIPT", "exec cat /dev/zero")
     (world / "prompt.md").write_text("one")
     (world / "jcard.toml").write_text(_PROMPTED)
     inputs = await _other_user_reader(world).read()

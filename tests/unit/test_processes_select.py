@@ -3,8 +3,8 @@
 import attrs
 import pytest
 
-from agentd.proc_scan import Process, Snapshot, find_tag, parse_stat
-from agentd.processes import Footprint, remember, select
+from agentd.processes.ending import Footprint, remember, select
+from agentd.processes.scan import Process, Snapshot, find_tag, parse_stat
 
 UID = 1000
 ROOT = 0

@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from agentd.card import Agent
+from agentd.card.card import Agent
 from agentd.reconciler import Reconciler
 from agentd.resolve import Blocked, Unsupported
 from agentd.sessions import AttemptRequest, RunNote

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
-from agentd.card import Agent
+from agentd.card.card import Agent
 from agentd.resolve import Blocked, EffectiveAgent, Unsupported, resolve
 
 _LIMIT = 131_072

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agentd.regular_file import read_regular
-from agentd.secrets import Secrets, read_secrets
+from agentd.inputs.regular_file import read_regular
+from agentd.inputs.secrets import Secrets, read_secrets
 
 _LIMIT = 131_072
 

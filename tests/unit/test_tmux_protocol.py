@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentd.tmux_protocol import FrameParser, ProtocolError, Reply, command_line, escape_format, quote
+from agentd.tmux.protocol import FrameParser, ProtocolError, Reply, command_line, escape_format, quote
 
 FRAME = b"%begin 1700000000 7 1\nfirst\n\n%end 1700000000 6 1\n%output %1 x\nl\xc3\xa9st\n%end 1700000000 7 1\n"
 REPLY = Reply(ok=True, lines=("first", "", "%end 1700000000 6 1", "%output %1 x", "lést"), ours=True)

@@ -14,10 +14,10 @@ import trio
 from inotify_simple import INotify
 from trio.testing import MockClock
 
-import agentd.watch
-from agentd.inputs import InputReader, Inputs
+import agentd.inputs.watch
+from agentd.inputs.reader import InputReader, Inputs
+from agentd.inputs.watch import Watch, trail
 from agentd.resolve import EffectiveAgent
-from agentd.watch import Watch, trail
 from tests.settings import settings_below
 
 CARD = '[[agents]]\nname = "{}"\nharness = "custom"\nprompt_file = "prompt.md"\n'
@@ -355,7 +355,7 @@ async def test_without_inotify(
             return descriptor
 
     exhausted = True
-    monkeypatch.setattr(agentd.watch, "INotify", Exhausted)
+    monkeypatch.setattr(agentd.inputs.watch, "INotify", Exhausted)
     card = '[agent]\nharness = "{}"\n'
     (tmp_path / "jcard.toml").write_text(card.format("custom"))
     async with looking(tmp_path) as desk:

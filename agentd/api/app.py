@@ -30,7 +30,7 @@ _ERRORS = {
 def create_app(store: StatusStore, *, version: str, clock: Callable[[], float] = trio.current_time) -> QuartTrio:
     """Build the ASGI application over this store; `clock` is the one that `DaemonStatus.started` was read from."""
     # Quart's logger has the app's name, and so stands below agentd's own.
-    app = QuartTrio("agentd.api", static_folder=None)
+    app = QuartTrio("agentd.api.app", static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.converters["name"] = _NameConverter
     app.url_map.merge_slashes = False  # It would answer with a redirect in HTML, and a name may hold slashes.

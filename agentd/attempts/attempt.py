@@ -6,25 +6,25 @@ from typing import Any
 
 import trio
 
-from agentd import session
-from agentd.attempt_directory import AttemptDirectory
-from agentd.attempt_state import AttemptState, World
+from agentd.attempts import session
+from agentd.attempts.directory import AttemptDirectory
+from agentd.attempts.launch import Launch
+from agentd.attempts.leftovers import end_session
+from agentd.attempts.lifeline import Lifeline, LifelineJunkError, exit_code
+from agentd.attempts.state import AttemptState, World
+from agentd.attempts.terminal import in_front, is_raw
 from agentd.errors import TmuxError, TmuxUnknownError
-from agentd.launch import Launch
-from agentd.leftovers import end_session
 from agentd.lifecycle import Exit, How, State, exit_from_code
-from agentd.lifeline import Lifeline, LifelineJunkError, exit_code
-from agentd.proc_scan import Stat
-from agentd.processes import end_all, remember, signal_group
+from agentd.processes.ending import end_all, remember, signal_group
+from agentd.processes.scan import Stat
 from agentd.sessions import AttemptRequest, RunNote
-from agentd.terminal import in_front, is_raw
 
 KEY_LIMIT = 1.0
 """Seconds that tmux has to press a key, and at most a third of the grace period, before a signal does it."""
 LAUNCHER_LIMIT = 1.0
 """Seconds that a launcher has, after it has said how the harness ended, to end itself."""
 
-_log = logging.getLogger("agentd.launch")
+_log = logging.getLogger("agentd.attempts.launch")
 
 
 class TmuxAttempt:

@@ -11,8 +11,8 @@ import trio
 from agentd.errors import StartupError, TmuxError, TmuxUnknownError
 from agentd.process_context import ONLY_OURS
 from agentd.settings import Settings
-from agentd.tmux_admins import admit_admins
-from agentd.tmux_client import (
+from agentd.tmux.admins import admit_admins
+from agentd.tmux.client import (
     CONTROL_SESSION,
     Client,
     Request,
@@ -22,8 +22,8 @@ from agentd.tmux_client import (
     renew_socket,
     renew_sockets,
 )
-from agentd.tmux_socket import is_missing, make_way, refuse_other_file, remove_socket, share_socket, socket_identity
-from agentd.tmux_unit import start_unit, withdraw_start
+from agentd.tmux.socket import is_missing, make_way, refuse_other_file, remove_socket, share_socket, socket_identity
+from agentd.tmux.unit import start_unit, withdraw_start
 
 _PREPARATION = (
     ("refresh-client", "-f", "no-output"),

@@ -14,9 +14,9 @@ from typing import Any
 import attrs
 import trio
 
+from agentd.inputs.regular_file import read_regular
 from agentd.lifecycle import Exit, How, State
-from agentd.proc_scan import read_stat
-from agentd.regular_file import read_regular
+from agentd.processes.scan import read_stat
 from agentd.sessions import RunNote
 from agentd.status import AgentStatus
 
@@ -25,7 +25,7 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _MOST = 256 * 1024
 _CLOCKS = ("deadline", "next_restart", "started")
 
-_log = logging.getLogger("agentd.memory")
+_log = logging.getLogger("agentd.attempts.memory")
 
 
 @attrs.frozen

@@ -8,8 +8,8 @@ import trio
 
 from agentd.errors import TmuxError, TmuxUnknownError
 from agentd.settings import Settings
-from agentd.tmux_client import Client, Request
-from agentd.tmux_protocol import escape_format
+from agentd.tmux.client import Client, Request
+from agentd.tmux.protocol import escape_format
 
 _LOOK = 5.0
 """Seconds after which somebody who was added to the group may attach."""

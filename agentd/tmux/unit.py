@@ -7,7 +7,7 @@ from typing import Final
 import trio
 
 from agentd.settings import Settings
-from agentd.tmux_client import printable
+from agentd.tmux.client import printable
 
 _TIMEOUT: Final = 5.0
 """Seconds for an answer of systemd."""

@@ -11,11 +11,11 @@ from typing import Final
 import attrs
 import trio
 
+from agentd.inputs.regular_file import Stat, read_regular, stat_key
+from agentd.inputs.settle import settle
+from agentd.inputs.watch import Watch
 from agentd.process_context import UMASK, agents_path
-from agentd.regular_file import Stat, read_regular, stat_key
 from agentd.settings import AgentUser, Settings
-from agentd.settle import settle
-from agentd.watch import Watch
 
 _MAX_PROMPT: Final = 2 * 1024 * 1024
 _READERS: Final = 8

@@ -37,7 +37,7 @@ _CHANGES: Final = (
 # The agent user may own a directory, and put a symlink in its place.
 _MASK: Final = sum((*_CHANGES, flags.EXCL_UNLINK, flags.ONLYDIR, flags.DONT_FOLLOW))
 
-_log = logging.getLogger("agentd.watch")
+_log = logging.getLogger("agentd.inputs.watch")
 
 _Place = tuple[str, str]
 """A directory without a symlink in its path, and the name of an entry of it."""

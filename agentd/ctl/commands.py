@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, TextIO
 
 from agentd import __version__
-from agentd.ctl_text import WIDTH, details, encodable, encoded, notes, table, valid_card
+from agentd.ctl.text import WIDTH, details, encodable, encoded, notes, table, valid_card
 from agentd.defaults import ROOT_DEFAULTS, own_defaults, own_or_system
 from agentd.wording import escape, nearest, quoted
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _status(request: argparse.Namespace) -> int:
-    from agentd.ctl_client import ApiError, Client, UnknownAgentError
+    from agentd.ctl.client import ApiError, Client, UnknownAgentError
 
     client = Client(_socket(request.api_socket))
     try:
@@ -120,9 +120,9 @@ def _socket(given: str | None) -> str:
 def _check(request: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from agentd.card import Card, parse_card
-    from agentd.card_file import read_card_file
+    from agentd.card.card import Card, parse_card
     from agentd.errors import CardError, Problem
+    from agentd.inputs.card_file import read_card_file
 
     path: str = request.card or own_or_system(own_defaults(os.environ).config, ROOT_DEFAULTS.config)
     file = read_card_file(Path(path))

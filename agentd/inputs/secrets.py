@@ -10,8 +10,8 @@ from typing import Final
 
 import attrs
 
-from agentd.card import _frozen_mapping
-from agentd.regular_file import read_regular
+from agentd.card.card import _frozen_mapping
+from agentd.inputs.regular_file import read_regular
 
 _MAX_VARIABLE: Final = 131_072
 """The kernel's limit (MAX_ARG_STRLEN) on one `NAME=value` with its NUL."""

@@ -4,7 +4,7 @@ import os
 import stat
 import termios
 
-from agentd.proc_scan import Stat, descends
+from agentd.processes.scan import Stat, descends
 
 _PTY_MAJORS = range(136, 144)  # Linux's devpts: man 4 pts, Documentation/admin-guide/devices.txt
 

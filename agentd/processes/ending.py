@@ -18,7 +18,7 @@ from signal import Signals
 import attrs
 import trio
 
-from agentd.proc_scan import Process, Snapshot, read_stat, read_uid, scan
+from agentd.processes.scan import Process, Snapshot, read_stat, read_uid, scan
 
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 _SHORTAGE_PAUSE = 0.05

@@ -6,12 +6,12 @@ from collections.abc import Container, Iterable
 import attrs
 import trio
 
-from agentd import session
-from agentd.attempt_directory import AttemptDirectory
-from agentd.attempt_state import World
+from agentd.attempts import session
+from agentd.attempts.directory import AttemptDirectory
+from agentd.attempts.state import World
 from agentd.errors import TmuxUnknownError
-from agentd.proc_scan import Process
-from agentd.processes import Footprint, end_all
+from agentd.processes.ending import Footprint, end_all
+from agentd.processes.scan import Process
 
 LIMIT = 30.0
 """Seconds for ending all of it: the bound of the shield, since half of it ended would be forgotten."""
@@ -20,7 +20,7 @@ _SHOWN = 3
 _LONGEST_RUN = 100
 """Characters of what a session says its run is; it is the agents' word."""
 
-_log = logging.getLogger("agentd.launch")
+_log = logging.getLogger("agentd.attempts.launch")
 
 
 async def end_leftovers(

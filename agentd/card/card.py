@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import attrs
 
-from agentd.card_fields import FIELDS, MOST_AGENTS, SANDBOX_FIELDS, Place, session_fault, session_name
-from agentd.card_syntax import parse_toml
+from agentd.card.fields import FIELDS, MOST_AGENTS, SANDBOX_FIELDS, Place, session_fault, session_name
+from agentd.card.harness import HARNESSES
+from agentd.card.syntax import parse_toml
 from agentd.errors import CardError, Problem
-from agentd.harness import HARNESSES
 from agentd.wording import described, nearest, quoted
 
 _TABLES = ("agent", "agents")

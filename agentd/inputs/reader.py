@@ -11,15 +11,15 @@ from typing import Final
 import attrs
 import trio
 
-from agentd.card import Agent, Card, parse_card
-from agentd.card_file import CardFile, read_card_file
+from agentd.card.card import Agent, Card, parse_card
 from agentd.errors import CardError
-from agentd.prompts import PromptFile, PromptReader
+from agentd.inputs.card_file import CardFile, read_card_file
+from agentd.inputs.prompts import PromptFile, PromptReader
+from agentd.inputs.secrets import Secrets, read_secrets
+from agentd.inputs.settle import REREADS, SETTLE, settle
+from agentd.inputs.watch import QUIET, Watch
 from agentd.resolve import Blocked, EffectiveAgent, Unsupported, expand_path, resolve
-from agentd.secrets import Secrets, read_secrets
 from agentd.settings import Settings
-from agentd.settle import REREADS, SETTLE, settle
-from agentd.watch import QUIET, Watch
 
 _LARGE_CARD: Final = 1 << 16
 _SWITCH: Final = 0.005

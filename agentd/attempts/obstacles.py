@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
+from agentd.attempts.script import PATH_SHOWN
 from agentd.resolve import Blocked, EffectiveAgent
-from agentd.script import PATH_SHOWN
 
 
 def workdir_blocked(effective: EffectiveAgent, how: str, user: str) -> Blocked:

@@ -9,20 +9,20 @@ from typing import Any
 import attrs
 import trio
 
-from agentd import session
-from agentd.attempt import TmuxAttempt
-from agentd.attempt_state import World, remembered_place
+from agentd.attempts import session
+from agentd.attempts.attempt import TmuxAttempt
+from agentd.attempts.leftovers import end_leftovers
+from agentd.attempts.memory import Memory
+from agentd.attempts.state import World, remembered_place
 from agentd.errors import TmuxError, TmuxUnknownError
-from agentd.leftovers import end_leftovers
 from agentd.lifecycle import State
-from agentd.memory import Memory
-from agentd.processes import Scanner
+from agentd.processes.ending import Scanner
 from agentd.resolve import Blocked, EffectiveAgent
 from agentd.sessions import Attempt, AttemptRequest, RunNote
 from agentd.settings import Settings
-from agentd.tmux import Tmux
+from agentd.tmux.connection import Tmux
 
-_log = logging.getLogger("agentd.launch")
+_log = logging.getLogger("agentd.attempts.launch")
 
 
 class TmuxSessions:

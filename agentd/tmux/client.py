@@ -15,10 +15,10 @@ from typing import cast
 import trio
 
 from agentd.errors import TmuxError, TmuxUnknownError
-from agentd.proc_scan import read_uid
 from agentd.process_context import OPEN_GATE, UMASK, agents_environment, gated, give_context
+from agentd.processes.scan import read_uid
 from agentd.settings import Settings
-from agentd.tmux_protocol import FrameParser, ProtocolError, Reply, command_line
+from agentd.tmux.protocol import FrameParser, ProtocolError, Reply, command_line
 
 CONTROL_SESSION = "_agentd"
 """The session that the client itself is attached to; nobody's agent."""

@@ -4,8 +4,8 @@ import contextlib
 import os
 from collections.abc import Container
 
-from agentd.lifeline import Lifeline
-from agentd.script import Script
+from agentd.attempts.lifeline import Lifeline
+from agentd.attempts.script import Script
 from agentd.settings import Settings
 
 

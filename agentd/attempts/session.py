@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import attrs
 
 from agentd.errors import TmuxError, TmuxUnknownError
-from agentd.proc_scan import read_stat
-from agentd.tmux import Tmux
-from agentd.tmux_protocol import escape_format
+from agentd.processes.scan import read_stat
+from agentd.tmux.connection import Tmux
+from agentd.tmux.protocol import escape_format
 
 WIDTH, HEIGHT = "200", "50"
 MARK = "AGENTD_SESSION"

@@ -9,16 +9,16 @@ from collections.abc import Coroutine
 
 import trio
 
-from agentd import session
-from agentd.attempt_state import AttemptState, World
+from agentd.attempts import session
+from agentd.attempts.leftovers import end_session
+from agentd.attempts.lifeline import Lifeline, LifelineJunkError, is_pid
+from agentd.attempts.obstacles import binary_blocked, retried, session_taken, workdir_blocked
+from agentd.attempts.script import Script
+from agentd.attempts.state import AttemptState, World
 from agentd.errors import TmuxError, TmuxUnknownError
-from agentd.leftovers import end_session
-from agentd.lifeline import Lifeline, LifelineJunkError, is_pid
-from agentd.obstacles import binary_blocked, retried, session_taken, workdir_blocked
-from agentd.proc_scan import descends, is_alive, read_stat, read_tag, read_uid
-from agentd.processes import end_all
+from agentd.processes.ending import end_all
+from agentd.processes.scan import descends, is_alive, read_stat, read_tag, read_uid
 from agentd.resolve import Blocked
-from agentd.script import Script
 from agentd.sessions import AttemptRequest, LaunchBlockedError, NeverStartedError
 
 START_LIMIT = 30.0
@@ -26,7 +26,7 @@ START_LIMIT = 30.0
 SETUP_LIMIT = 15.0
 """Seconds that making or respawning a session may take: the bound of its shield."""
 
-_log = logging.getLogger("agentd.launch")
+_log = logging.getLogger("agentd.attempts.launch")
 
 
 class Launch:

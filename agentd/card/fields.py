@@ -7,9 +7,9 @@ from typing import TypeVar
 
 import attrs
 
-from agentd.duration import parse_duration
+from agentd.card.duration import parse_duration
+from agentd.card.harness import HARNESSES
 from agentd.errors import Problem
-from agentd.harness import HARNESSES
 from agentd.wording import described, nearest, quoted, scalar
 
 _T = TypeVar("_T")

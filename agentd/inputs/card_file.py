@@ -4,8 +4,8 @@ from pathlib import Path
 
 import attrs
 
-from agentd.card_syntax import LARGEST_CARD
-from agentd.regular_file import Stat, read_regular, stat_key
+from agentd.card.syntax import LARGEST_CARD
+from agentd.inputs.regular_file import Stat, read_regular, stat_key
 
 
 @attrs.frozen(kw_only=True)

@@ -6,14 +6,14 @@ from typing import Any
 
 import attrs
 
-from agentd import session
-from agentd.attempt_directory import AttemptDirectory
-from agentd.lifeline import Lifeline
-from agentd.obstacles import Obstacles
-from agentd.proc_scan import Stat, read_stat, read_uid
-from agentd.processes import Footprint, Scanner
+from agentd.attempts import session
+from agentd.attempts.directory import AttemptDirectory
+from agentd.attempts.lifeline import Lifeline
+from agentd.attempts.obstacles import Obstacles
+from agentd.processes.ending import Footprint, Scanner
+from agentd.processes.scan import Stat, read_stat, read_uid
 from agentd.settings import Settings
-from agentd.tmux import Tmux
+from agentd.tmux.connection import Tmux
 
 
 @attrs.frozen(kw_only=True)

@@ -17,7 +17,7 @@ from hypercorn.config import Config
 from hypercorn.trio import serve
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
-from agentd.api_socket import BACKLOG
+from agentd.api.socket import BACKLOG
 
 _log = logging.getLogger(__name__)
 

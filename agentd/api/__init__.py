@@ -1,0 +1,1 @@
+"""The HTTP API: what it answers, how it is served, its socket."""

@@ -1,0 +1,1 @@
+"""The card: its keys, and how it is read into agents."""

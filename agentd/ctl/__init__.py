@@ -1,0 +1,1 @@
+"""agentctl: pure modules and the standard library only."""

@@ -1,0 +1,1 @@
+"""What agentd reads: card, secrets and prompt files, and when it believes them."""

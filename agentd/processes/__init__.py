@@ -1,0 +1,1 @@
+"""Processes: what runs, and the end of what an attempt left behind."""
