@@ -6,6 +6,9 @@ from pathlib import Path
 from agentd.attempts.script import PATH_SHOWN
 from agentd.resolve import Blocked, EffectiveAgent
 
+MOST_FOLDERS = 64
+"""Folders of a PATH that are looked into at each look."""
+
 
 def workdir_blocked(effective: EffectiveAgent, how: str, user: str) -> Blocked:
     """The workdir is missing, or may not be entered by the agent user."""
@@ -19,9 +22,10 @@ def workdir_blocked(effective: EffectiveAgent, how: str, user: str) -> Blocked:
 def binary_blocked(effective: EffectiveAgent, path: str) -> Blocked:
     """The program is in none of the folders of the PATH that the agent's own shell has."""
     binary = effective.argv[0]
-    whole = len(path) < PATH_SHOWN
+    # It is the agents' word, and each look stats all of it.
+    whole = len(path) < PATH_SHOWN and path.count(":") < MOST_FOLDERS
     places = (binary,) if "/" in binary else tuple(f"{folder or '.'}/{binary}" for folder in path.split(":"))
-    # Of a PATH that was cut, nobody knows where to look: then each look tries a launch.
+    # Of a PATH that was cut, nobody knows where to look, and in a vast one nobody wants to: each look tries a launch.
     paths = tuple(os.path.join(effective.workdir, place) for place in places) if whole or "/" in binary else ()
     where = "" if "/" in binary else f" in PATH ({path})"
     message = (
