@@ -146,6 +146,8 @@ class TmuxAttempt:
         """Read the lifeline to its end. Junk closes it, and the launcher's end is all that is left to know."""
         try:
             line = await lifeline.line(reopen=False)
+            if self._taken_over and line is not None and line.startswith("start "):  # it was known before it said so
+                line = await lifeline.line(reopen=False)
             code = exit_code(line) if line is not None else None
         except LifelineJunkError:
             _log.warning("agent=%s: its lifeline said junk; only its launcher's end is watched", self._agent.name)

@@ -42,6 +42,8 @@ class Launch:
         """Launch the harness, in the place that `state` has already or in a new one, and return its pid."""
         try:
             begun = await self._go_on()
+            if begun is not None and (pid := await self._known_again(begun[1])) is not None:
+                return pid
             place, lifeline = begun or await self._begin()
             last = False
             while True:
@@ -87,6 +89,26 @@ class Launch:
         state.tidy()
         state.lifeline, state.typed = None, False
         return None
+
+    async def _known_again(self, lifeline: Lifeline) -> int | None:
+        """The harness of a launch whose `start` a dead agentd has read, and not noted any more: by its tag."""
+        state = self._state
+        if lifeline.has_word():
+            return None
+        processes = (await self._world.scanner.scan()).processes
+        for process in processes.values():
+            parent = processes.get(process.ppid)
+            if process.tag == state.tag and parent is not None and parent.tag != state.tag:
+                pid = self._believe(lifeline, parent.pid, process.pid)
+                if pid is not None:
+                    return self._came_up(pid)
+        return None
+
+    def _came_up(self, pid: int) -> int:
+        self._state.accounted = True
+        self._state.started = trio.current_time()
+        self._state.directory.withdraw_script()  # the FIFO stays, for the next agentd to read
+        return pid
 
     async def _take_place(self) -> session.Place:
         """Get a session: the run's own from the attempt before, or a new one."""
@@ -175,10 +197,7 @@ class Launch:
                 case ["start", launcher, harness] if is_pid(launcher) and is_pid(harness):
                     pid = self._believe(lifeline, int(launcher), int(harness))
                     if pid is not None:
-                        state.accounted = True
-                        state.started = trio.current_time()
-                        state.directory.withdraw_script()  # the FIFO stays, for the next agentd to read
-                        return pid
+                        return self._came_up(pid)
                     self._warn_once(told, "something that is not its launcher said it had started")
                 case ["blocked", "workdir", how]:
                     state.accounted = True

@@ -135,6 +135,10 @@ class Lifeline:
         self._said += len(data)
         return bool(data)
 
+    def has_word(self) -> bool:
+        """Whether something was said that nobody has taken yet, as far as it has been read."""
+        return bool(self._buffer)
+
     def close(self) -> None:
         """Give all descriptors back; a task that waits on them is woken with an error. May be called twice."""
         if not self._epoll.closed:

@@ -320,3 +320,22 @@ async def test_a_launch_that_was_under_way_goes_on_or_begins_anew(world: World) 
         assert (await adopted.ended()).code == 6
         assert await adopted.sweep() == 0
         await adopted.close()
+
+
+async def test_a_start_that_was_heard_and_not_noted_is_known_again(world: World) -> None:
+    """An agentd may be killed between hearing of a start and noting it: the next one finds the harness that runs."""
+    with trio.fail_after(BOUND):
+        attempt = world.attempt(Play(exits_on=1, interrupt_code=7))
+        pid = await attempt.launch()
+        await world.ready()
+        world.sessions.remember(_note(State.STARTING), attempt)
+        world.succeed(attempt)
+        recovered = await world.sessions.recover()
+        assert recovered is not None
+        assert [note.status.state for note in recovered] == [State.STARTING]
+        adopted = world.sessions.adopt(_request(world.effective, 1, None))
+        assert await adopted.launch() == pid
+        assert await adopted.interrupt(again=False) is False
+        assert (await adopted.ended()).code == 7
+        assert await adopted.sweep() == 0
+        await adopted.close()
