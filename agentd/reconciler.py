@@ -15,13 +15,15 @@ from agentd.card.card import Agent
 from agentd.inputs.reader import Inputs
 from agentd.lifecycle import State
 from agentd.logs import OncePer
-from agentd.plan import Action, Hold, Phase, Refuse, RunView, Start, Stop, not_in_force, plan
+from agentd.plan import CHANGED, REMOVED, Action, Hold, Phase, Refuse, RunView, Start, Stop, not_in_force, plan
 from agentd.resolve import Blocked, EffectiveAgent
-from agentd.run import Run, Surroundings
+from agentd.run import SHUTDOWN, Run, Surroundings
 from agentd.status import AgentStatus
 
 TICK = 5.0
 """Seconds between two looks when nobody knocks."""
+
+_WISHES = {CHANGED, REMOVED, SHUTDOWN}
 
 _log = logging.getLogger("agentd.reconciler")
 
@@ -94,6 +96,10 @@ class Reconciler:
             known = isinstance(what, EffectiveAgent) and what.digest == note.status.digest
             effective = what if isinstance(what, EffectiveAgent) and known else note.stand_in()
             entry = self._runs[name] = _Entry(Run(effective, note.run, self._around, note, known=known))
+            if note.status.state is State.STOPPING and note.status.reason in _WISHES:
+                # A stop on wish is brought to its end: what ended meanwhile did so because of it.
+                entry.phase = Phase.STOPPING
+                entry.run.stop(note.status.reason)
             agents.start_soon(self._supervise, name, entry)
 
     def _recognise(self, inputs: Inputs) -> None:

@@ -180,6 +180,7 @@ class Run:
             seconds = self.effective.agent.timeout
             message = f"Timed out {seconds:g} s after its first launch. It runs again when its entry changes."
             self._move(Event.TIMED_OUT, reason=TIMEOUT, message=message, error=message)
+            self._time_limit.deadline = math.inf  # it is over, for the next agentd, too
             self._remember()
 
     async def _attempts(self) -> None:
@@ -214,7 +215,7 @@ class Run:
         assert attempt is not None, "it was taken over"
         if state is State.STARTING and self.known:
             return True, await self._launch(attempt)
-        if state is State.RUNNING:
+        if state in {State.RUNNING, State.STOPPING}:
             ended = await attempt.ended()
             await self._known(ended)
             return True, ended
@@ -361,6 +362,7 @@ class Run:
         wanted = "running" if cause in {CHANGED, TIMEOUT} else "stopped"
         how = " C-c, then its grace period." if self._status.running else ""
         self._move(Event.STOP, reason=cause, message=_STOPPING[cause] + how, wanted=wanted, next_restart_at=None)
+        self._remember()  # or its end, if agentd is killed meanwhile, would be taken for the agent's own
         grace = self.effective.agent.grace_period
         with trio.move_on_after(grace + STOP_LIMIT, shield=True) as limit:
             if self._attempt is not None:

@@ -56,7 +56,10 @@ class TmuxAttempt:
             self.state.typed = True  # nobody knows whether that still happened
             return
         self.state.directory.withdraw_script()
-        if note.status.state is not State.RUNNING:
+        if note.status.state is State.RUNNING:
+            # It may have come up and ended while nobody listened: what it left is to be swept, and its shell stays.
+            self.state.typed = self.state.accounted = True
+        elif note.status.state is not State.STOPPING:
             self._exit = note.status.exit
 
     async def launch(self) -> int:
@@ -82,9 +85,11 @@ class TmuxAttempt:
         """Press C-c, or where the agent is not in the foreground, send what C-c would have sent."""
         await trio.lowlevel.checkpoint()
         state = self.state
-        if state.place is None:
-            return False
         launcher, harness = state.launcher_stat(), state.harness_stat()
+        if state.place is None:
+            if launcher is not None and not again:
+                await self._signal(launcher)  # it has outlived its session
+            return False
         raw = is_raw(launcher.tty_nr if launcher is not None else state.place.tty_nr)
         if again and not raw:
             return False

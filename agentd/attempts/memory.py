@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 import trio
 
+from agentd.attempts.state import check_remembered
 from agentd.inputs.regular_file import read_regular
 from agentd.lifecycle import Exit, How, State
 from agentd.processes.scan import read_stat
@@ -75,6 +76,8 @@ class Memory:
 
     def read(self) -> Remembered:
         """What a dead agentd has written down; of two runs of one agent, the later counts."""
+        for unfinished in self._run_dir.glob(f"{self._instance}-*.new"):
+            unfinished.unlink()
         runs: dict[str, tuple[RunNote, dict[str, Any]]] = {}
         unreadable = set()
         paths = sorted(self._run_dir.glob(f"{self._instance}-*.json"), key=lambda path: path.stat().st_mtime_ns)
@@ -90,8 +93,14 @@ class Memory:
                 _log.warning("%s cannot be read (%r): what it is about is left as it is", path, error)
                 unreadable.add(run)
                 continue
-            if note.run == run:
-                runs[note.status.name] = note, attempt
+            if note.run != run:
+                _log.warning("%s is about another run (%s): what it is about is left as it is", path, note.run)
+                unreadable.add(run)
+                continue
+            older = runs.get(note.status.name)
+            if older is not None:
+                self.forget(older[0].run)
+            runs[note.status.name] = note, attempt
         return Remembered(runs, frozenset(unreadable))
 
     def _path(self, run: str) -> Path:
@@ -109,6 +118,7 @@ def _parse(content: dict[str, Any]) -> tuple[RunNote, dict[str, Any]]:
         status["exit"] = Exit(**status["exit"] | {"how": How(status["exit"]["how"])})
     fields["status"] = AgentStatus(**status)
     fields |= {name: _of_this_process(fields[name]) for name in _CLOCKS}
+    check_remembered(attempt)
     return RunNote(**fields), attempt
 
 

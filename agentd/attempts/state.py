@@ -86,11 +86,7 @@ class AttemptState:
         }
 
     def take_over(self, remembered: dict[str, Any], found: session.Found | None) -> None:
-        """Know again what a dead agentd has written down, as far as tmux and the kernel still say the same.
-
-        Raises:
-            KeyError, TypeError: if it is not what `to_json` gives.
-        """
+        """Know again what a dead agentd has written down, as far as tmux and the kernel still say the same."""
         self.place = None if found is None else found.place_like(remembered_place(remembered))
         self.typed, self.accounted = remembered["typed"], remembered["accounted"]
         self.launcher, self.launcher_ticks = remembered["launcher"], remembered["launcher_ticks"]
@@ -124,6 +120,13 @@ class AttemptState:
             raise
         self.lifeline.watch(pidfd)
         return True
+
+
+def check_remembered(remembered: dict[str, Any]) -> None:
+    """Raise KeyError or TypeError for what `AttemptState.to_json` of this release never gives."""
+    remembered_place(remembered)
+    for name in ("typed", "accounted", "launcher", "launcher_ticks", "harness"):
+        remembered[name]
 
 
 def remembered_place(remembered: dict[str, Any]) -> session.Place | None:

@@ -187,6 +187,62 @@ def test_a_lost_session(world: World, kill: Callable[[World], None]) -> None:
     assert world.wait_status("a", state="completed", running=False)["exit"]["code"] == 0
 
 
+def test_what_ended_unheard_is_swept(world: World) -> None:
+    """What an attempt has left that came up and ended while no agentd was there is ended, too."""
+    gate = world.home / "gate"
+    (world.home / ".bash_profile").write_text(f"until [ -e {gate} ]; do sleep 0.05; done\n")
+    world.write_card(world.agent("a", env={"FORK": "setsid daemon", "AFTER": "0.3"}))
+    world.start()
+    wait_for(lambda: list(world.run_dir.glob("*/launch")), "the script")
+    _typed(world)
+    _crash(world)
+    gate.touch()
+    start = Start(world.records / "a" / "1")
+    wait_for(lambda: start.is_ready() and not lives(start.launcher), "the end of the launcher")
+    world.start()
+    world.wait_status("a", state="completed")
+    wait_for(lambda: start.left() == {}, "the end of what it left")
+    assert len(world.starts("a")) == 1
+    assert world.sessions() == ["a"]
+
+
+def _typed(world: World) -> None:
+    """Wait until the keys were typed: the terminal shows them, and the cursor is in the line below."""
+    ask = ("display-message", "-p", "-t", "=a:", "#{cursor_x} #{cursor_y}")
+    wait_for(lambda: world.tmux(*ask, check=False).stdout.strip() not in {"", "0 0"}, "the keys")
+
+
+def test_a_stop_that_agentd_did_not_survive(world: World) -> None:
+    """Who ended by the C-c of a stop on wish neither failed nor restarts when the next agentd comes: it starts anew."""
+    world.write_card(world.agent("a"), world.agent("b", grace_period="30s", env={"IGNORE": "INT"}))
+    world.start()
+    first, slow = world.wait_ready("a"), world.wait_ready("b")
+    world.signal(signal.SIGTERM)
+    wait_for(lambda: not lives(first.launcher) and "INT" in _events(slow), "the stop")
+    _crash(world)
+    world.start()
+    world.wait_ready("a", 2)
+    assert (world.status("a")["restarts"], world.status("a").get("exit")) == (0, None)
+    world.signal(signal.SIGTERM)  # the slow one is in its second grace period
+    world.signal(signal.SIGTERM)
+
+
+def test_a_lost_session_is_interrupted_all_the_same(world: World) -> None:
+    """The stop of a harness that has outlived its session begins with SIGINT."""
+    world.write_card(world.agent("a", env={"IGNORE": "HUP"}))
+    world.start()
+    first = world.wait_ready("a")
+    _crash(world)
+    _kill_session(world)
+    wait_for(lambda: "HUP" in _events(first), "the hang-up")
+    world.start()
+    world.wait_ready("a")
+    world.write_card_text("mixtape = 'a card that wants no agents'\n")
+    wait_for(lambda: not lives(first.pid), "its end")
+    assert set(_events(first)[:-1]) == {"HUP"}
+    assert _events(first)[-1] == "INT"
+
+
 def test_notes_are_ours_alone(world: World) -> None:
     """What agentd remembers is in files that only it can read, without prompt, arguments, variables or secrets."""
     (world.secrets / "TOKEN").write_text("t0ken-value")
@@ -225,7 +281,11 @@ def _of_the_future(path: Path) -> None:
     path.write_text(path.read_text().replace('"version": 1', '"version": 99'))
 
 
-@pytest.mark.parametrize("alter", [_damaged, _of_the_future])
+def _without_a_key(path: Path) -> None:
+    path.write_text(path.read_text().replace('"accounted"', '"forgotten"'))
+
+
+@pytest.mark.parametrize("alter", [_damaged, _of_the_future, _without_a_key])
 def test_an_unknown_note(world: World, alter: Callable[[Path], None]) -> None:
     """What another version of agentd has left is not touched: its agent waits until somebody has ended the session."""
     world.write_card(world.agent("a"), world.agent("b"))

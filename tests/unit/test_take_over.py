@@ -15,12 +15,20 @@ from tests.unit.world import EPOCH, World, effective_of, reconciling, until
 UNREADABLE = Blocked(reason="prompt_file", message="The prompt file cannot be read.")
 
 
-async def leave(world: World, effective: EffectiveAgent, play: Play, state: State = State.RUNNING, **keys: Any) -> None:
+async def leave(
+    world: World,
+    effective: EffectiveAgent,
+    play: Play,
+    state: State = State.RUNNING,
+    reason: str | None = None,
+    **keys: Any,
+) -> None:
     """Leave behind what an agentd does that is killed while its agent is in that state, in its second attempt."""
     agent = effective.agent
     world.sessions.script(agent.name, play)
     attempt = world.sessions.attempt(AttemptRequest(effective=effective, run="old", number=2))
-    pid = await attempt.launch() if state is State.RUNNING else None
+    lives = state in {State.RUNNING, State.STOPPING}
+    pid = await attempt.launch() if lives else None
     status = AgentStatus(
         name=agent.name,
         session=agent.session,
@@ -28,7 +36,8 @@ async def leave(world: World, effective: EffectiveAgent, play: Play, state: Stat
         harness=agent.harness,
         wanted="running",
         state=state,
-        running=state is State.RUNNING,
+        running=lives,
+        reason=reason,
         since=EPOCH - 10,
         pid=pid,
         attempt=2,
@@ -124,6 +133,30 @@ async def test_removed(autojump_clock: MockClock, world: World) -> None:
         assert (world.times("C-c", "gone"), world.times("end", "gone")) == ([0], [2])
         assert [note.status.name for note in world.sessions.notes.values()] == ["a"]
         assert [status.name for status in world.store.agents] == ["a"]
+
+
+@pytest.mark.parametrize("cause", ["shutdown", "changed", "removed"])
+@pytest.mark.parametrize("ends_after", [0.0, None], ids=["ended", "lives"])
+async def test_stopping(autojump_clock: MockClock, world: World, cause: str, ends_after: float | None) -> None:
+    """A stop on wish is brought to its end, whatever came of it meanwhile, and then it is a new run."""
+    effective = effective_of(restart="no")
+    await leave(world, effective, Play(ends_after=ends_after, interrupt_takes=1), State.STOPPING, cause)
+    world.sessions.script("a", Play())
+    async with reconciling(world, effective):
+        await until(2)
+        status = world.status()
+        assert (status.state, status.attempt, status.restarts, status.exit) == ("running", 1, 0, None)
+        assert "old" not in world.sessions.notes
+
+
+async def test_stopping_for_its_timeout(autojump_clock: MockClock, world: World) -> None:
+    """A stop for a timeout goes on as one, and its end is final."""
+    effective = effective_of(restart="always", timeout=5.0)
+    await leave(world, effective, Play(interrupt_takes=1), State.STOPPING, "timed_out", deadline=-1.0)
+    async with reconciling(world, effective):
+        await until(30)
+        assert (world.status().state, world.status().reason) == ("failed", "timed_out")
+        assert len(world.times("launch")) == 1
 
 
 async def test_starting(autojump_clock: MockClock, world: World) -> None:
