@@ -41,12 +41,13 @@ usage: agentd [flags]
                        without it agentd starts the server itself
   -agent-user NAME   the user that agents run as; root: agent, else: yourself
   -admin-group NAME  the group that may attach and ask (only as root): admin
+  -keep-agents       end without stopping the agents: the next agentd takes them over
   -debug             log more: commands, names of variables, last screens
   -version           print the version
   -h                 print this help
 
 One dash or two, and -flag VALUE or -flag=VALUE, are the same.
-Signals: INT, TERM stop the agents, a second one at once; HUP reads the card again.
+Signals: INT, TERM stop the agents (or keep them), a second one at once; HUP reads the card again.
 """
 _TEXT_FLAGS = (
     "config",
@@ -58,7 +59,7 @@ _TEXT_FLAGS = (
     "agent-user",
     "admin-group",
 )
-_SWITCHES = ("debug", "version")
+_SWITCHES = ("debug", "keep-agents", "version")
 _HELP_FLAGS = ("h", "help")
 _BOOLEANS = dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True) | dict.fromkeys(
     ("0", "f", "F", "false", "FALSE", "False"), False
@@ -154,7 +155,7 @@ def _parse(argv: Iterable[str]) -> Flags | str:
             raise UsageError(msg)
     if switches["version"]:
         return f"agentd {__version__}\n"
-    return Flags(**values, debug=switches["debug"])
+    return Flags(**values, debug=switches["debug"], keep_agents=switches["keep-agents"])
 
 
 def _refuse_argument(word: str | None) -> None:

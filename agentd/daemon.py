@@ -33,6 +33,7 @@ from agentd.sdnotify import Notifier, open_notifier
 from agentd.settings import Settings
 from agentd.status import DaemonStatus, StatusStore
 from agentd.tmux.connection import Tmux, open_tmux
+from agentd.tmux.unit import ends_unit
 
 LAUNCHES = 8
 """Launches under way at once: 100 agents come up without starving each other (measured, see docs/design.md)."""
@@ -62,7 +63,7 @@ async def run(settings: Settings) -> None:
     hangup_stops = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
     with open_notifier(os.environ) as notifier, _received_signals() as signals, _api_socket(settings) as listening:
         store = StatusStore(DaemonStatus(started=trio.current_time(), card=str(settings.config)))
-        orders = _Orders(store)
+        orders = _Orders(store, settings)
         async with trio.open_nursery() as listener:
             listener.start_soon(partial(_obey, signals, orders, hangup_stops=hangup_stops))
             with orders.connecting:
@@ -107,6 +108,7 @@ async def _serve(
         launches=trio.CapacityLimiter(LAUNCHES),
         looks=Looks(),
         hurry=orders.hurry,
+        keeps_agents=lambda: orders.keeps_agents,
     )
     watch = Watch()
     reconciler = Reconciler(
@@ -145,8 +147,10 @@ async def _reload(orders: "_Orders", knock: Callable[[], None], looks: Looks, no
 class _Orders:
     """What signals ask of the lifetimes within, however many of these there are by then."""
 
-    def __init__(self, store: StatusStore) -> None:
+    def __init__(self, store: StatusStore, settings: Settings) -> None:
         self.store = store
+        self.keeps_agents = settings.keep_agents
+        self._settings = settings
         self.connecting = trio.CancelScope()
         self.agents = trio.CancelScope()
         self.hurry = trio.Event()
@@ -159,8 +163,11 @@ class _Orders:
         self._connected = True
         self.connecting.deadline = math.inf
 
-    def stop(self) -> None:
-        """Stop all agents, or the start of agentd itself."""
+    async def stop(self) -> None:
+        """Stop all agents, or keep them and stop the rest, or stop the start of agentd itself."""
+        if self.keeps_agents and self._settings.tmux_unit is not None and await ends_unit(self._settings):
+            _log.info("systemd is about to end %s, so that no agent can be kept", self._settings.tmux_unit)
+            self.keeps_agents = False
         self.agents.cancel("agentd was asked to stop")
         if not self._connected:
             self.connecting.deadline = trio.current_time() + CONNECT_PATIENCE
@@ -192,8 +199,8 @@ async def _obey(signals: AsyncIterable[int], orders: _Orders, *, hangup_stops: b
             _log.info("%s: looks again", name)
             orders.reload()
         elif not orders.agents.cancel_called:
-            _log.info("%s: stops the agents", name)
-            orders.stop()
+            _log.info("%s: %s", name, "keeps the agents, and ends" if orders.keeps_agents else "stops the agents")
+            await orders.stop()
         elif number != signal.SIGHUP:  # a terminal that is closed says so twice: the kernel, then the shell
             _log.info("%s: stops the agents without waiting for grace periods", name)
             orders.stop_at_once()

@@ -110,10 +110,14 @@ class Reconciler:
                 entry.run.recognise(what)
 
     async def sweep(self) -> None:
-        """End once more whatever any run still holds, in case one of the stops was itself broken. Bounded."""
+        """End once more whatever any run still holds, in case one of the stops was itself broken. Bounded.
+
+        Where agents are kept, that is what a run holds that was to be stopped all the same.
+        """
         async with trio.open_nursery() as nursery:
             for entry in self._runs.values():
-                nursery.start_soon(entry.run.end_session)
+                if entry.phase is Phase.STOPPING or not self._around.keeps_agents():
+                    nursery.start_soon(entry.run.end_session)
 
     async def _knock_by_the_clock(self) -> None:
         while True:

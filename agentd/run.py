@@ -60,6 +60,8 @@ class Surroundings:
     looks: Looks
     hurry: trio.Event
     """Set when stops shall not wait for grace periods any longer."""
+    keeps_agents: Callable[[], bool] = lambda: False
+    """Whether a shutdown leaves the agents to the next agentd."""
 
 
 class Run:
@@ -174,7 +176,10 @@ class Run:
                 # Noted now: read after the stop, the scopes' flags are wrong when two causes overlap.
                 timed_out = self._time_limit.deadline <= trio.current_time()
                 self._cause = self._wish or (TIMEOUT if timed_out else SHUTDOWN)
-                await self._stop(self._cause)
+                if self._cause == SHUTDOWN and self._around.keeps_agents():
+                    self._leave()
+                else:
+                    await self._stop(self._cause)
                 raise
         if self._cause == TIMEOUT:
             seconds = self.effective.agent.timeout
@@ -356,6 +361,11 @@ class Run:
                 self._announcer.publish(message=message, error=message)
             await self._around.looks.next()
         self._announcer.publish(message=before.message, error=before.error)
+
+    def _leave(self) -> None:
+        """Leave everything to the next agentd, as a crash would: the note has it already."""
+        status = self._status
+        _log.info("agent=%s state=%s pid=%s: left to the next agentd", status.name, status.state, status.pid or "-")
 
     async def _stop(self, cause: str) -> None:
         """End the attempt and what it started: C-c, the grace period, then by force. Shielded, bounded."""

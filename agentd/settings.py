@@ -57,6 +57,8 @@ class Settings:
     api_socket: Path
     run_dir: Path
     debug: bool
+    keep_agents: bool
+    """Whether the agents outlive this agentd, however it ends: the next one takes them over."""
     agent_user: AgentUser
     switch_user: bool
     """Whether the agent user is another one than ours: only then is sudo used, and only root can."""
@@ -85,6 +87,7 @@ class Flags:
     agent_user: str | None = None
     admin_group: str | None = None
     debug: bool = False
+    keep_agents: bool = False
 
 
 def build_settings(flags: Flags, environ: Mapping[str, str]) -> Settings:
@@ -114,6 +117,7 @@ def build_settings(flags: Flags, environ: Mapping[str, str]) -> Settings:
         api_socket=api_socket,
         run_dir=_absolute(flags.run_dir, defaults.run_dir),
         debug=flags.debug,
+        keep_agents=flags.keep_agents,
         agent_user=agent_user,
         switch_user=switch_user,
         admin_gid=_admin_gid(flags.admin_group, root=root),

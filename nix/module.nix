@@ -92,6 +92,15 @@ in
       description = "More flags for agentd; {command}`agentd -h` tells them.";
     };
 
+    keepAgents = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Whether the agents outlive a stop or a restart of {file}`agentd.service`, as an upgrade makes it: the next agentd
+        takes them over. They end when the machine is shut down, or {file}`agentd-tmux.service` is stopped.
+      '';
+    };
+
     settings = mkOption {
       type = types.nullOr toml.type;
       default = null;
@@ -129,6 +138,7 @@ in
     assertions = [
       (refuse "agent-user" "set services.agentd.agentUser")
       (refuse "admin-group" "set services.agentd.adminGroup")
+      (refuse "keep-agents" "set services.agentd.keepAgents")
       (refuse "tmux-socket" "use /run/agentd/tmux.sock, where agentd-tmux.service has it")
       (refuse "tmux-unit" "override systemd.services.agentd-tmux, which is that unit")
       {
@@ -196,6 +206,7 @@ in
               "-admin-group"
               cfg.adminGroup
             ]
+            ++ lib.optional cfg.keepAgents "-keep-agents"
             ++ cfg.extraArgs
           ))
         ];

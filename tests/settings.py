@@ -19,6 +19,7 @@ def settings_below(top: Path, **changes: Any) -> Settings:
         api_socket=top / "api.sock",
         run_dir=top / "run",
         debug=False,
+        keep_agents=False,
         agent_user=agent_user(pwd.getpwuid(os.geteuid())),
         switch_user=False,
         admin_gid=None,

@@ -18,7 +18,8 @@ async def start_unit(settings: Settings) -> str:
 
     Nobody waits for the start itself: while systemd stops agentd, it comes after that stop.
     """
-    return (await _systemctl(settings, "start", "--no-block", "--no-ask-password"))[1]
+    code, words = await _systemctl(settings, "start", "--no-block", "--no-ask-password")
+    return words if code else ""
 
 
 async def withdraw_start(settings: Settings) -> None:
@@ -28,8 +29,15 @@ async def withdraw_start(settings: Settings) -> None:
         await _systemctl(settings, "stop", "--no-block", "--no-ask-password")
 
 
+async def ends_unit(settings: Settings) -> bool:
+    """Whether systemd is about to end the unit, since the machine is shut down, say; no where it does not answer."""
+    code, words = await _systemctl(settings, "list-jobs", "--no-legend")
+    # A line each: a job's number, its unit, its type, its state.
+    return not code and any(line.split()[2:3] in (["stop"], ["restart"]) for line in words.splitlines())
+
+
 async def _systemctl(settings: Settings, *words: str) -> tuple[int, str]:
-    """Return its exit code, and if that is a failure its words, in bounded time."""
+    """Return its exit code and what it says, on stdout, or of a failure on stderr, in bounded time."""
     assert settings.systemctl is not None, "with -tmux-unit it was looked for"
     assert settings.tmux_unit is not None, "only with a unit"
     manager = [] if os.geteuid() == 0 else ["--user"]
@@ -40,7 +48,7 @@ async def _systemctl(settings: Settings, *words: str) -> tuple[int, str]:
             done = await trio.run_process(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                capture_stdout=True,
                 capture_stderr=True,
                 check=False,
                 cwd="/",
@@ -48,6 +56,6 @@ async def _systemctl(settings: Settings, *words: str) -> tuple[int, str]:
         except OSError as error:
             return 1, f"{shown} does not start: {error.strerror}"
         if done.returncode == 0:
-            return 0, ""
+            return 0, done.stdout.decode(errors="replace")
         return done.returncode, printable(done.stderr.decode(errors="replace")) or f"{shown} failed"
     return 1, f"{shown} did not answer within {_TIMEOUT:g} s"

@@ -30,6 +30,7 @@ let
         "-debug"
         "-secret-dir=/run/100% of $them"
       ];
+      keepAgents = true;
       settings.agents = [ { harness = "claude-code"; } ];
       agentUser = "robot";
       adminGroup = "wheel";
@@ -89,7 +90,7 @@ let
       everything.systemd.services.agentd-tmux.serviceConfig.User == "robot";
     "users and arguments reach agentd, whatever characters they have" =
       let
-        words = ''"-agent-user" "robot" "-admin-group" "wheel" "-debug" "-secret-dir=/run/100%% of $$them"'';
+        words = ''"-agent-user" "robot" "-admin-group" "wheel" "-keep-agents" "-debug" "-secret-dir=/run/100%% of $$them"'';
       in
       lib.hasSuffix words (service everything).ExecStart;
     "a plain value wins over the unit's" = (service everything).TimeoutStopSec == "10min";
@@ -100,6 +101,7 @@ let
     "flags that options set are refused" = lib.all (argument: refused { extraArgs = [ argument ]; }) [
       "-agent-user=x"
       "--admin-group"
+      "-keep-agents=false"
       "-tmux-socket"
       "-tmux-unit=x.service"
     ];

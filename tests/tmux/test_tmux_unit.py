@@ -13,6 +13,7 @@ import trio
 from agentd.errors import StartupError, TmuxUnknownError
 from agentd.settings import Settings
 from agentd.tmux.connection import Tmux, open_tmux
+from agentd.tmux.unit import ends_unit
 from tests.tmux.connections import lost
 
 _UNIT = "agentd-tmux.service"
@@ -28,6 +29,7 @@ echo "$*" >>calls
 alive() {{ [ -f pid ] && grep -q '^State:.[^ZX]' "/proc/$(cat pid)/status" 2>/dev/null; }}
 case $* in
 *is-active*) alive; exit ;;
+*list-jobs*) cat jobs; exit ;;
 *start*) ;;
 *) exit 0 ;;
 esac
@@ -48,6 +50,7 @@ class Systemd:
     def __init__(self, settings: Settings, place: Path) -> None:
         self.place = place
         self.mode("work")
+        self.jobs("")
         program = place / "systemctl"
         program.write_text(_SYSTEMCTL.format(place=place, tmux=settings.tmux, socket=settings.tmux_socket))
         program.chmod(0o755)
@@ -56,6 +59,10 @@ class Systemd:
     def mode(self, word: str) -> None:
         """Choose what a start does: work, fail, hang, or be put in a queue."""
         (self.place / "mode").write_text(word)
+
+    def jobs(self, lines: str) -> None:
+        """Choose what systemd has to do."""
+        (self.place / "jobs").write_text(lines)
 
     @property
     def calls(self) -> list[str]:
@@ -190,6 +197,23 @@ async def test_start_that_is_queued_at_the_end(systemd: Systemd) -> None:
         assert not await tmux.end_server()
     assert systemd.calls[-2:] == [_IS_ACTIVE, _STOP]
     assert _servers(systemd.settings) == []
+
+
+@pytest.mark.parametrize(
+    ("jobs", "ends"),
+    [
+        ("", False),
+        ("71 agentd-tmux.service start waiting\n", False),
+        ("71 agentd-tmux.service stop waiting\n", True),
+        ("71 agentd-tmux.service restart running\n", True),
+    ],
+)
+async def test_end_of_the_unit(systemd: Systemd, jobs: str, ends: bool) -> None:
+    """That systemd is about to end the unit, in a shutdown of the machine say, is known by its jobs."""
+    systemd.jobs(jobs)
+    assert await ends_unit(systemd.settings) is ends
+    (systemd.place / "jobs").unlink()
+    assert not await ends_unit(systemd.settings), "where systemd does not answer nobody knows"
 
 
 async def test_unit_that_runs_at_the_end(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from agentd.settings import Flags
         (["-debug"], Flags(debug=True)),
         (["--debug", "-config", "a"], Flags(debug=True, config="a")),
         (["-debug", "--"], Flags(debug=True)),
+        (["-keep-agents"], Flags(keep_agents=True)),
         (["-version=false"], Flags()),
     ],
 )
@@ -85,7 +86,7 @@ def test_help_names_every_flag(flag: str, capfd: pytest.CaptureFixture[str]) -> 
     assert printed.err == ""
     for name in ("config", "secret-dir", "tmux-socket", "api-socket", "run-dir", "tmux-unit"):
         assert f"\n  -{name} " in printed.out
-    assert all(f"\n  -{name} " in printed.out for name in ("agent-user", "admin-group", "debug", "version", "h"))
+    assert all(f"\n  -{name} " in printed.out for name in ("admin-group", "keep-agents", "debug", "version", "h"))
     assert max(map(len, printed.out.splitlines())) <= 100
 
 

@@ -1,17 +1,21 @@
 """The pieces of the daemon that can be tested without it."""
 
+from pathlib import Path
+
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from agentd.daemon import _Orders
 from agentd.status import DaemonStatus, StatusStore
+from tests.settings import settings_below
 
 
 @pytest.mark.parametrize("bug", [False, True])
-async def test_stop_is_noted(bug: bool) -> None:
+async def test_stop_is_noted(tmp_path: Path, bug: bool) -> None:
     """That agentd stops is published as soon as the agents are cancelled, by an order or by a bug, and not before."""
-    orders = _Orders(StatusStore(DaemonStatus(started=0.0, card="/etc/stereos/jcard.toml")))
+    store = StatusStore(DaemonStatus(started=0.0, card="/etc/stereos/jcard.toml"))
+    orders = _Orders(store, settings_below(tmp_path))
     seen = []
 
     async def stop_slowly() -> None:
@@ -27,7 +31,7 @@ async def test_stop_is_noted(bug: bool) -> None:
         seen.append(orders.store.daemon.state)
         if bug:
             raise ZeroDivisionError
-        orders.stop()
+        await orders.stop()
 
     try:
         with orders.agents:
