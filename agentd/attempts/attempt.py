@@ -51,6 +51,8 @@ class TmuxAttempt:
     def take_over(self, note: RunNote, remembered: dict[str, Any], found: session.Found | None) -> None:
         """Become what an earlier agentd has written down."""
         self.state.take_over(remembered, found)
+        if self.state.cgroup is None:  # made after the note was written
+            self.state.cgroup = self._world.cgroups.find(self._request.run, self._request.number)
         self.state.started = trio.current_time() if note.started is None else note.started
         if note.status.state is State.STARTING:
             self.state.typed = True  # nobody knows whether that still happened

@@ -19,6 +19,7 @@ class AttemptDirectory:
         self._settings = settings
         self._path = settings.run_dir / f"{instance}-{run}-{number}"
         self.script = self._path / "launch"
+        self._fresh = self._path / "launch.new"
         self.fifo = self._path / "lifeline"
 
     @staticmethod
@@ -42,14 +43,16 @@ class AttemptDirectory:
         self._path.mkdir(mode=0o700)
         os.mkfifo(self.fifo, 0o600)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        with open(os.open(self.script, flags, 0o400), "wb") as file:
+        with open(os.open(self._fresh, flags, 0o400), "wb") as file:
             file.write(script.text().encode())
             if self._settings.switch_user:
                 os.fchown(file.fileno(), user.uid, user.gid)
         if self._settings.switch_user:
             os.chown(self.fifo, user.uid, user.gid, follow_symlinks=False)
             self._path.chmod(0o711)
-        return Lifeline(self.fifo)
+        lifeline = Lifeline(self.fifo)
+        self._fresh.rename(self.script)  # in one go, and last: some shell may wait for it
+        return lifeline
 
     def reopen(self) -> Lifeline:
         """Open our end of the lifeline of an attempt that an earlier agentd has begun; a lost one says nothing more.
@@ -64,7 +67,8 @@ class AttemptDirectory:
 
     def withdraw_script(self) -> None:
         """Single use: what is unlinked, a late shell, or Up and Enter, do not start (again)."""
-        self.script.unlink(missing_ok=True)
+        for path in (self._fresh, self.script):
+            path.unlink(missing_ok=True)
 
     def withdraw(self) -> None:
         """Let nothing come of it any more; a launcher that has the lifeline open already goes on."""

@@ -26,6 +26,12 @@ START_LIMIT = 30.0
 SETUP_LIMIT = 15.0
 """Seconds that making or respawning a session may take: the bound of its shield."""
 
+# The script is there only when the shell is in its cgroup; if it never comes, the shell is not kept from its admin.
+_UNTYPED = (
+    "exec /bin/sh -c 'n=0; until [ -r {script} ] || [ $n = 400 ]; do n=$((n+1)); sleep 0.1; done; "
+    'exec "$SHELL" -i -c "/bin/sh {script}; exec \\"\\$SHELL\\""\''
+)
+
 _log = logging.getLogger("agentd.attempts.launch")
 
 
@@ -63,9 +69,10 @@ class Launch:
 
     async def _begin(self) -> tuple[session.Place, Lifeline]:
         place = await self._take_place()
-        lifeline = self._state.lifeline or self._write(place)
+        self._state.typed = True
+        self._admit(place)
+        lifeline = self._write(place)
         if self._request.typed:
-            self._state.typed = True
             # The space keeps the line out of a shell's history, and is what a key-eating rc file eats.
             await session.type_line(self._world.tmux, place, f" /bin/sh {self._state.directory.script}")
         return place, lifeline
@@ -135,14 +142,27 @@ class Launch:
         return place if self._request.typed else await self._respawn(place)
 
     async def _respawn(self, place: session.Place) -> session.Place:
-        command = None
-        if not self._request.typed:
-            command = f'exec "$SHELL" -i -c \'/bin/sh {self._state.directory.script}; exec "$SHELL"\''
-            self._state.tidy()  # what was written for a pane that was gone
-            self._write(place)
-            self._state.typed = True
+        command = None if self._request.typed else _UNTYPED.format(script=self._state.directory.script)
         self._state.place = place = await session.respawn(self._world.tmux, place, self._inside(command))
         return place
+
+    def _admit(self, place: session.Place) -> None:
+        """Put the shell, which has not been told anything yet, into the attempt's cgroup: what it starts is born there.
+
+        The pid is tmux's word, and so the agents'; that it is a process of the agent user's is the kernel's.
+        """
+        self._state.cgroup = cgroup = self._world.cgroups.make(self._request.run, self._request.number)
+        if cgroup is None:
+            return
+        try:
+            if read_uid(place.shell) == self._world.settings.agent_user.uid:
+                cgroup.admit(place.shell)
+        except ProcessLookupError:
+            return  # its end is noticed by those who wait for its start
+        except OSError as error:
+            self._world.cgroups.tell(error)
+            cgroup.remove()
+            self._state.cgroup = None
 
     def _inside(self, command: str | None) -> session.Inside:
         effective = self._request.effective

@@ -37,6 +37,9 @@ async def end_leftovers(
             for one in sessions:
                 nursery.start_soon(_try_session, one, world, unsure)
         await _end_processes(world, attempts, runs)
+        for cgroup in world.cgroups.others(attempts, runs):
+            await end_all(world.scanner, attrs.evolve(_nobodys(world), cgroup=cgroup))
+            cgroup.remove()
         AttemptDirectory.remove_others(world.settings, world.instance, attempts, runs)
         return not unsure
     return False
@@ -54,20 +57,18 @@ async def _end_processes(world: World, attempts: Container[tuple[str, int]], run
             return
         shown = ", ".join(sorted({process.tag or "" for process in found})[:_SHOWN])
         _log.warning("ends %d processes that attempts of an earlier agentd left behind (%s)", len(found), shown)
-        footprint = Footprint(
-            tag=f"{world.instance}/?",
-            launcher=None,
-            launcher_ticks=None,
-            shell=None,
-            keep_shell=True,
-            tree=frozenset(process.key for process in found),
-        )
-        await end_all(world.scanner, footprint)
+        tree = frozenset(process.key for process in found)
+        await end_all(world.scanner, attrs.evolve(_nobodys(world), tree=tree))
     left = await _left(world, attempts, runs)
     if left:
         _log.error(
             "%d processes with the tag of an earlier agentd's attempt are left alone: more keep coming", len(left)
         )
+
+
+def _nobodys(world: World) -> Footprint:
+    """The footprint of no attempt, to which what is found is added."""
+    return Footprint(tag=f"{world.instance}/?", launcher=None, launcher_ticks=None, shell=None, keep_shell=True)
 
 
 async def _left(world: World, attempts: Container[tuple[str, int]], runs: Container[str]) -> list[Process]:

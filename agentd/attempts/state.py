@@ -2,14 +2,17 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
 
 from agentd.attempts import session
+from agentd.attempts.cgroups import Cgroups
 from agentd.attempts.directory import AttemptDirectory
 from agentd.attempts.lifeline import Lifeline
 from agentd.attempts.obstacles import Obstacles
+from agentd.processes.cgroup import Cgroup
 from agentd.processes.ending import Footprint, Scanner
 from agentd.processes.scan import Stat, read_stat, read_uid
 from agentd.settings import Settings
@@ -26,6 +29,7 @@ class World:
     wall: Callable[[], float]
     instance: str
     """The same for every agentd that serves this tmux socket, so that the next one knows what this one started."""
+    cgroups: Cgroups
     obstacles: Obstacles = attrs.field(factory=Obstacles)
     untouchable: set[str] = attrs.field(factory=set)
     """Runs that another version of agentd has left: their sessions are nobody's here."""
@@ -42,6 +46,7 @@ class AttemptState:
     """Whether tmux answered all that was asked of the place."""
     leftover: session.Found | None = None
     """A session that is in the way and is being ended."""
+    cgroup: Cgroup | None = None
     lifeline: Lifeline | None = None
     typed: bool = False
     """Whether something may come of the attempt: its shell was told to start it."""
@@ -66,6 +71,7 @@ class AttemptState:
             sid=place.sid if place else None,
             keep_shell=keep_shell,
             tree=self.tree,
+            cgroup=self.cgroup,
         )
 
     def tidy(self) -> None:
@@ -73,10 +79,13 @@ class AttemptState:
         if self.lifeline is not None:
             self.lifeline.close()
         self.directory.remove()
+        if self.cgroup is not None and self.cgroup.remove():
+            self.cgroup = None
 
     def to_json(self) -> dict[str, Any]:
         """What another agentd needs to take the attempt over; the start excepted, whose clock is this process's."""
         return {
+            "cgroup": None if self.cgroup is None else str(self.cgroup.path),
             "place": None if self.place is None else attrs.asdict(self.place),
             "typed": self.typed,
             "accounted": self.accounted,
@@ -91,6 +100,9 @@ class AttemptState:
         self.typed, self.accounted = remembered["typed"], remembered["accounted"]
         self.launcher, self.launcher_ticks = remembered["launcher"], remembered["launcher_ticks"]
         self.harness = remembered["harness"]
+        cgroup = remembered.get("cgroup")
+        if cgroup is not None:
+            self.cgroup = Cgroup(Path(cgroup))
 
     def launcher_stat(self) -> Stat | None:
         """The launcher, if it lives."""

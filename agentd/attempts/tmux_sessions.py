@@ -11,6 +11,7 @@ import trio
 
 from agentd.attempts import session
 from agentd.attempts.attempt import TmuxAttempt
+from agentd.attempts.cgroups import Cgroups
 from agentd.attempts.leftovers import end_leftovers
 from agentd.attempts.memory import Memory
 from agentd.attempts.state import World, remembered_place
@@ -30,7 +31,14 @@ class TmuxSessions:
 
     def __init__(self, settings: Settings, tmux: Tmux, scanner: Scanner, wall: Callable[[], float]) -> None:
         instance = hashlib.sha256(os.fsencode(settings.tmux_socket)).hexdigest()[:12]
-        self.world = World(settings=settings, tmux=tmux, scanner=scanner, wall=wall, instance=instance)
+        self.world = World(
+            settings=settings,
+            tmux=tmux,
+            scanner=scanner,
+            wall=wall,
+            instance=instance,
+            cgroups=Cgroups(settings, tmux, instance),
+        )
         self._memory = Memory(settings.run_dir, instance)
         self._survivors: dict[str, tuple[RunNote, dict[str, Any], session.Found | None]] = {}
 

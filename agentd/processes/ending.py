@@ -3,8 +3,9 @@
 `select` decides, on one snapshot, which processes are the attempt's; `end_all` ends them. A process is only ever
 signalled through a pidfd whose start time and real uid were read after it was opened, so never a pid's next owner.
 
-Not found: a process that has cleared its environment *and* left the session and its parents. Terminals tell nothing:
-the kernel gives each to one session, and a container numbers its own ones as the machine does.
+Not found where the attempt has no cgroup: a process that has cleared its environment *and* left the session and its
+parents. Terminals tell nothing: the kernel gives each to one session, and a container numbers its own ones as the
+machine does.
 """
 
 import errno
@@ -18,6 +19,7 @@ from signal import Signals
 import attrs
 import trio
 
+from agentd.processes.cgroup import Cgroup
 from agentd.processes.scan import Process, Snapshot, read_stat, read_uid, scan
 
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
@@ -78,6 +80,8 @@ class Footprint:
     shell_ticks: int | None = None
     sid: int | None = None
     """The shell's session as the kernel told it at launch: with it, the session outlives the shell."""
+    cgroup: Cgroup | None = None
+    """The attempt's own: whatever is in it was started by the attempt, or in its shell."""
 
 
 @attrs.frozen(kw_only=True)
@@ -92,12 +96,13 @@ class Ended:
     """How many live on; 0 only if two looks in a row found nothing, so 1 if nobody could look."""
 
 
-def select(snapshot: Snapshot, footprint: Footprint) -> tuple[Process, ...]:
-    """Decide which processes are the attempt's, and are to end.
+def select(snapshot: Snapshot, footprint: Footprint, members: Collection[int] = frozenset()) -> tuple[Process, ...]:
+    """Decide which processes are the attempt's, and are to end; `members` are those of its cgroup.
 
-    These are the ones with its tag, the launcher, what was found before, and those in the shell's session (if the
-    shell is kept, only the orphans there); then all descendants of these, and all sessions that one of these leads.
-    Never pid 1, ourselves, what we or the shell come from, a kept shell, or another user's process.
+    These are the ones with its tag, the launcher, what was found before, the members, and those in the shell's session
+    (if the shell is kept, of these two only the orphans); then all descendants of these, and all sessions that one of
+    these leads. Never pid 1, ourselves, what we or the shell come from, a kept shell, or another user's process, unless
+    it is a member: by what sudo has started.
     """
     processes = snapshot.processes
     shell = _find_shell(snapshot, footprint)
@@ -115,7 +120,7 @@ def select(snapshot: Snapshot, footprint: Footprint) -> tuple[Process, ...]:
 
     found: set[int] = set()
     kept = _descendants(children, shell.pid) if shell is not None and footprint.keep_shell else frozenset()
-    ahead = list(_roots(snapshot, footprint, shell, sessions, kept))
+    ahead = [*_roots(snapshot, footprint, shell, sessions, kept), *(pid for pid in members if pid not in kept)]
     while ahead:
         pid = ahead.pop()
         if pid in found or pid in spared:
@@ -124,7 +129,11 @@ def select(snapshot: Snapshot, footprint: Footprint) -> tuple[Process, ...]:
         if shell is None or pid != shell.pid:  # the shell's other children are an admin's
             ahead += children[pid]
             ahead += sessions[pid]
-    return tuple(process for process in processes.values() if process.pid in found and process.uid == snapshot.uid)
+    return tuple(
+        process
+        for process in processes.values()
+        if process.pid in found and (process.uid == snapshot.uid or process.pid in members)
+    )
 
 
 def remember(snapshot: Snapshot, footprint: Footprint) -> Footprint:
@@ -140,13 +149,13 @@ async def end_all(scanner: Scanner, footprint: Footprint, *, term_grace: float =
     sweep = _Sweep(scanner, footprint)
     with trio.move_on_after(limit):
         with trio.CancelScope() as grace:
-            while victims := await sweep.look():
+            while await sweep.look():
                 if grace.deadline == float("inf"):
                     grace.deadline = trio.current_time() + term_grace
-                await sweep.ask(victims)
+                await sweep.ask()
             return sweep.ended()
-        while victims := await sweep.look():
-            await sweep.kill(victims)
+        while await sweep.look():
+            await sweep.kill()
         return sweep.ended()
     return sweep.ended(gave_up=True)
 
@@ -171,32 +180,44 @@ class _Sweep:
         self._found: dict[tuple[int, int], Process] = {}
         self._asked: set[tuple[int, int]] = set()
         self._killed: set[tuple[int, int]] = set()
+        self._members: frozenset[int] = frozenset()
+        self._others: frozenset[int] = frozenset()
+        """Members of the cgroup that are not the attempt's, but started by hand in its kept shell."""
+        self._unseen = False
+        """Whether the cgroup has had members since that no look has caught: they fork, and are gone."""
+        self._victims: tuple[Process, ...] = ()
 
-    async def look(self) -> tuple[Process, ...]:
+    async def look(self) -> bool:
         """Find what is left; nothing only if two looks in a row found nothing."""
-        return await self._look_once() or await self._look_once()
+        self._victims = await self._look_once() or await self._look_once()
+        return bool(self._victims) or self._unseen
 
-    async def ask(self, victims: tuple[Process, ...]) -> None:
+    async def ask(self) -> None:
         """Send each SIGTERM once and wait for the ends, until it is time to look for what was started meanwhile.
 
         An interactive shell ignores SIGTERM and goes when its terminal does: it gets SIGHUP, and as the last one,
         since it passes that on to its jobs.
         """
-        others = [process for process in victims if process.pid != self._footprint.shell]
-        asked = others or victims
+        if not self._victims:
+            await trio.sleep(_LOOK_AGAIN)
+        others = [process for process in self._victims if process.pid != self._footprint.shell]
+        asked = others or self._victims
         new = [process for process in asked if process.key not in self._asked]
         self._asked |= await _send_all(new, Signals.SIGTERM if others else Signals.SIGHUP, Signals.SIGCONT)
         with trio.move_on_after(_LOOK_AGAIN):
             await _gone(asked)
 
-    async def kill(self, victims: tuple[Process, ...]) -> None:
+    async def kill(self) -> None:
         """Send SIGKILL and wait for the ends, but not for long: one stuck in the kernel must not hold up the others.
 
         Where that was not enough before, something forks faster than we look: then all is stopped first, until a
         look finds no new ones.
         """
-        stopped = list(victims)
-        new: Iterable[Process] = victims
+        if self._footprint.cgroup is not None and not self._others:
+            self._killed |= {process.key for process in self._victims if process.pid in self._members}
+            self._footprint.cgroup.kill()
+        stopped = list(self._victims)
+        new: Iterable[Process] = self._victims
         try:
             for _ in range(_FREEZE_ROUNDS if self._killed else 0):
                 await _send_all(new, Signals.SIGSTOP)
@@ -227,10 +248,23 @@ class _Sweep:
                 _raise_unless_shortage(error)
                 await trio.sleep(_SHORTAGE_PAUSE)
                 continue
-            victims = select(snapshot, self._footprint)
+            if self._footprint.cgroup is not None:
+                # Read after the look: a pid that has gone since, and is another's, is no victim's any more.
+                self._members = self._footprint.cgroup.members()
+            victims = select(snapshot, self._footprint, self._members)
+            self._free_others(snapshot, victims)
+            self._unseen = not self._members <= snapshot.processes.keys()
             self._footprint = _add(self._footprint, victims)
             self._found.update((process.key, process) for process in victims)
             return victims
+
+    def _free_others(self, snapshot: Snapshot, victims: tuple[Process, ...]) -> None:
+        """Let the kept shell, and what an admin has started in it, out of the cgroup that is to end as a whole."""
+        cgroup = self._footprint.cgroup
+        if cgroup is None or not self._footprint.keep_shell:
+            return
+        others = self._members & snapshot.processes.keys() - {process.pid for process in victims}
+        self._others = frozenset(pid for pid in others if not cgroup.release(pid))
 
 
 def _find_shell(snapshot: Snapshot, footprint: Footprint) -> Process | None:

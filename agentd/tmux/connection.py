@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import attrs
 import trio
@@ -23,7 +24,7 @@ from agentd.tmux.client import (
     renew_sockets,
 )
 from agentd.tmux.socket import is_missing, make_way, refuse_other_file, remove_socket, share_socket, socket_identity
-from agentd.tmux.unit import start_unit, withdraw_start
+from agentd.tmux.unit import start_unit, unit_cgroup, withdraw_start
 
 _PREPARATION = (
     ("refresh-client", "-f", "no-output"),
@@ -73,6 +74,7 @@ class Tmux:
         self._ending = False
         self._closed = False
         self._asked_for_unit = False
+        self._cgroup: Path | None = None
         self._socket_missing = False
         self._socket_warning = ""
 
@@ -80,6 +82,11 @@ class Tmux:
     def connected(self) -> bool:
         """Whether there is a connection just now."""
         return self._client is not None and not self._client.lost.is_set()
+
+    @property
+    def cgroup(self) -> Path | None:
+        """The cgroup of the unit that holds the server, by systemd's word; None where there is none, or no answer."""
+        return self._cgroup
 
     async def command(
         self,
@@ -230,6 +237,7 @@ class Tmux:
                 except (TmuxError, TmuxUnknownError) as error:
                     return False, unit_words or client.words or str(error)
                 self._asked_for_unit = False
+                self._cgroup = None if self._settings.tmux_unit is None else await unit_cgroup(self._settings)
                 self._share_socket()
                 self._client = client
                 self._generation += 1

@@ -2,10 +2,12 @@
 
 import os
 import subprocess
+from pathlib import Path
 from typing import Final
 
 import trio
 
+from agentd.processes.cgroup import cgroup_path
 from agentd.settings import Settings
 from agentd.tmux.client import printable
 
@@ -27,6 +29,12 @@ async def withdraw_start(settings: Settings) -> None:
     code, _ = await _systemctl(settings, "is-active", "--quiet")
     if code:
         await _systemctl(settings, "stop", "--no-block", "--no-ask-password")
+
+
+async def unit_cgroup(settings: Settings) -> Path | None:
+    """The cgroup of the unit, or None where it has none, or systemd does not say."""
+    code, words = await _systemctl(settings, "show", "--property=ControlGroup", "--value")
+    return None if code or not words.startswith("/") else cgroup_path(words.rstrip("\n"))
 
 
 async def ends_unit(settings: Settings) -> bool:

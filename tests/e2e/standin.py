@@ -8,9 +8,11 @@ It runs as a program of its own (the fixtures copy it): the standard library onl
     IGNORE      signals that it ignores: "INT TERM HUP"
     LINGER      seconds that it takes to exit after a SIGINT
     RAW         full screen: so many C-c within 0.8 s make it exit; with AFTER, it leaves the terminal as it is
-    FORK        children to leave behind: "setsid nohup daemon ignorer"
+    FORK        children to leave behind: "setsid nohup daemon ignorer escapee storm"; an escapee is a daemon that has
+                cleared its environment, a storm an escapee that is another process every few milliseconds
 """
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -98,6 +100,21 @@ def _be_raw(needed: int, mine: Path) -> None:
                 os._exit(0)
 
 
+def _escape(kind: str, mine: Path, writer: int) -> None:
+    """Become another program with no environment, which keeps the lock, and says that it is there as the others do."""
+    for descriptor in range(3, 16):  # the lock among them
+        with contextlib.suppress(OSError):
+            os.set_inheritable(descriptor, True)
+    move_on = "if os.fork(): os._exit(0)" if kind == "storm" else "pass"
+    program = (
+        "import os, sys, time\n"
+        f"open({str(mine / 'children')!r}, 'a').write(f'{kind} {{os.getpid()}}\\n')\n"
+        f"os.write({writer}, b'x'); os.close({writer})\n"
+        f"while True:\n  time.sleep(0.005)\n  {move_on}\n"
+    )
+    os.execve(sys.executable, [sys.executable, "-ISc", program], {})
+
+
 def _leave(kind: str, mine: Path) -> None:
     """Leave a process behind that a careless agent would; wait until it is there."""
     reader, writer = os.pipe()
@@ -106,18 +123,17 @@ def _leave(kind: str, mine: Path) -> None:
         os.read(reader, 1)
         os.close(reader)
         return
-    if kind == "setsid":
+    if kind in {"setsid", "daemon", "escapee", "storm"}:
         os.setsid()
-    elif kind == "nohup":
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    elif kind == "daemon":
-        os.setsid()
+    if kind in {"daemon", "escapee", "storm"}:
         if os.fork():
             os._exit(0)
         os.chdir("/")
-    elif kind == "ignorer":
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+    if kind in {"escapee", "storm"}:
+        _escape(kind, mine, writer)
+    ignored = {"nohup": ("HUP",), "ignorer": ("HUP", "INT", "TERM")}.get(kind, ())
+    for name in ignored:
+        signal.signal(signal.Signals[f"SIG{name}"], signal.SIG_IGN)
     with mine.joinpath("children").open("a") as file:
         file.write(f"{kind} {os.getpid()}\n")
     os.write(writer, b"x")

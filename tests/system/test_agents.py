@@ -92,9 +92,9 @@ def test_freedom(started: tuple[Service, Start]) -> None:
 
 
 def test_unit(started: tuple[Service, Start]) -> None:
-    """An agent is in the tmux server's unit, where no end of agentd reaches it."""
+    """An agent is in the tmux server's unit, where no end of agentd reaches it, in a cgroup of its own."""
     service, start = started
-    assert start.read("cgroup").split("\n")[-1].endswith(f"/system.slice/{TMUX}")
+    assert f"/system.slice/{TMUX}/agentd-" in start.read("cgroup").split("\n")[-1]
     inside = Path(f"/proc/{service.pid}/cgroup").read_text().splitlines()[-1]
     assert inside.endswith(f"/system.slice/{UNIT}")
 

@@ -167,7 +167,7 @@ def test_kill_server(service: Service) -> None:
     again = [service.wait_ready(name, 2) for name in "ab"]
     assert not any(lives(start.pid) for start in before)
     for start in again:
-        assert start.read("cgroup").split("\n")[-1].endswith(f"/system.slice/{TMUX}")
+        assert f"/system.slice/{TMUX}/agentd-" in start.read("cgroup").split("\n")[-1]
     assert service.pid == pid
     assert service.show("ActiveState", unit=TMUX)["ActiveState"] == "active"
 

@@ -79,7 +79,7 @@ def test_own_service(own: OwnService) -> None:
     assert own.get("/v1/health").json["state"] == "running"
     start = own.wait_ready("a")
     assert (start.read("user"), start.read("umask")) == (PERSON, "0022")
-    assert start.read("cgroup").split("\n")[-1].endswith(f"/user@{UID}.service/app.slice/{TMUX}")
+    assert f"/user@{UID}.service/app.slice/{TMUX}/agentd-" in start.read("cgroup").split("\n")[-1]
     assert not {"NOTIFY_SOCKET", "INVOCATION_ID", "JOURNAL_STREAM", "MANAGERPID"} & start.env.keys()
     assert stat.S_IMODE(own.api_socket.parent.stat().st_mode) == 0o700
     os.kill(own.pid, signal.SIGKILL)

@@ -61,9 +61,9 @@ def footprint(**changes: object) -> Footprint:
     return Footprint(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def victims(snapshot: Snapshot, of: Footprint) -> set[int]:
+def victims(snapshot: Snapshot, of: Footprint, members: frozenset[int] = frozenset()) -> set[int]:
     """Return the pids that are to end."""
-    return {process.pid for process in select(snapshot, of)}
+    return {process.pid for process in select(snapshot, of, members)}
 
 
 ADMIN = (proc(300, SHELL, SHELL), proc(301, 300, SHELL))
@@ -113,6 +113,22 @@ def test_victims_of_an_attempt_whose_shell_stays(left: tuple[Process, ...], expe
 def test_victims_when_the_shell_goes(left: tuple[Process, ...], expected: set[int]) -> None:
     """When the shell goes, everything in its session goes with it."""
     assert victims(look(*BASE, *left), footprint(keep_shell=False)) == expected
+
+
+@pytest.mark.parametrize(
+    ("keep_shell", "expected"), [(True, {310, 311, 312}), (False, {SHELL, 300, 301, 310, 311, 312})]
+)
+def test_members_of_the_cgroup(*, keep_shell: bool, expected: set[int]) -> None:
+    """What is in the attempt's cgroup ends, whoever's it is, but nothing that an admin has started in a kept shell."""
+    hidden = (proc(310, 1, 310), proc(311, 1, 311, uid=ROOT), proc(312, 1, 311))
+    snapshot = look(*BASE, *AGENT, *ADMIN, *hidden)
+    members = frozenset({SHELL, LAUNCHER, HARNESS, 300, 301, 310, 311, 312, 999})
+    assert victims(snapshot, footprint(keep_shell=keep_shell), members) == {LAUNCHER, HARNESS, *expected}
+
+
+def test_members_when_the_shell_is_gone() -> None:
+    """Without a shell that could be kept, all members end, what an admin started in it included."""
+    assert victims(look(*BASE[:-1], *ADMIN), footprint(), frozenset({300, 301})) == {300, 301}
 
 
 @pytest.mark.parametrize("keep_shell", [True, False])

@@ -26,9 +26,10 @@ _ORDER = """
     reconciler run announcer interrupt
     testing
     attempts.tmux_sessions attempts.memory attempts.attempt attempts.launch attempts.leftovers attempts.state
-    attempts.directory attempts.session attempts.obstacles attempts.script attempts.lifeline attempts.terminal
+    attempts.cgroups attempts.directory attempts.session attempts.obstacles attempts.script attempts.lifeline
+    attempts.terminal
     tmux.connection tmux.socket tmux.admins tmux.unit tmux.client tmux.protocol
-    processes.ending processes.scan
+    processes.ending processes.cgroup processes.scan
     sdnotify
     inputs.reader inputs.prompts inputs.settle inputs.watch
     sessions status plan lifecycle

@@ -1,0 +1,68 @@
+"""A cgroup for each attempt, where that is possible: root with cgroup v2, or a person's own systemd."""
+
+import logging
+import os
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+from agentd.processes.cgroup import Cgroup, own_cgroup
+from agentd.settings import Settings
+from agentd.tmux.connection import Tmux
+
+_log = logging.getLogger("agentd.attempts.launch")
+
+
+class Cgroups:
+    """The cgroups of the attempts of one tmux server, in the cgroup of its unit, or without one, in our own."""
+
+    def __init__(self, settings: Settings, tmux: Tmux, instance: str) -> None:
+        self._settings = settings
+        self._tmux = tmux
+        self._prefix = f"agentd-{instance}-"
+        self._own = own_cgroup() if settings.tmux_unit is None else None
+        self._told = False
+
+    @property
+    def _top(self) -> Path | None:
+        return self._own if self._settings.tmux_unit is None else self._tmux.cgroup
+
+    def make(self, run: str, number: int) -> Cgroup | None:
+        """Make one for an attempt; None where that cannot be done, which is said once."""
+        top, user = self._top, self._settings.agent_user
+        if top is None:
+            return None
+        cgroup = Cgroup(top / f"{self._prefix}{run}-{number}")
+        try:
+            if os.geteuid() == 0 and self._settings.tmux_unit is not None:
+                Cgroup(top).own()
+            cgroup.make((user.uid, user.gid) if self._settings.switch_user else None)
+        except OSError as error:
+            self.tell(error)
+            return None
+        return cgroup
+
+    def tell(self, error: OSError) -> None:
+        """Say once that attempts have no cgroups, and what that means; an ordinary user mostly cannot have any."""
+        if not self._told:
+            level = logging.WARNING if os.geteuid() == 0 else logging.DEBUG
+            _log.log(
+                level,
+                "attempts have no cgroups of their own (%s), so that a process which clears its environment and leaves "
+                "its session and its parents outlives the stop of its agent",
+                error,
+            )
+        self._told = True
+
+    def find(self, run: str, number: int) -> Cgroup | None:
+        """The one that a dead agentd has made for an attempt, if there is one."""
+        top = self._top
+        cgroup = None if top is None else Cgroup(top / f"{self._prefix}{run}-{number}")
+        return cgroup if cgroup is not None and cgroup.path.is_dir() else None
+
+    def others(self, attempts: Container[tuple[str, int]], runs: Container[str]) -> Iterator[Cgroup]:
+        """All of a dead agentd, but those of these attempts and runs."""
+        top = self._top
+        for path in () if top is None else top.glob(f"{self._prefix}*-*"):
+            run, _, number = path.name.removeprefix(self._prefix).rpartition("-")
+            if run.isalnum() and number.isdecimal() and run not in runs and (run, int(number)) not in attempts:
+                yield Cgroup(path)

@@ -1,0 +1,130 @@
+"""Control groups, version 2 (cgroups(7)): what was started in one stays in it, whatever it clears, closes or leaves."""
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_MOUNTS = Path("/proc/self/mountinfo")
+_OURS = Path("/proc/self/cgroup")
+_DIVISION = ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control")
+"""The files that belong to whoever may divide a cgroup."""
+_LIMITS = {"cgroup.max.depth": 8, "cgroup.max.descendants": 256}
+"""How far its owner may divide one: each part of it is looked into at each look."""
+
+
+class Cgroup:
+    """One cgroup; what is done to one that is not there (any more) does nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"<Cgroup {self.path}>"
+
+    def make(self, owner: tuple[int, int] | None) -> None:
+        """Make it below its parent, with a new owner (uid and gid) who may divide it, but not leave it.
+
+        Raises:
+            OSError: if that cannot be done.
+        """
+        self.path.mkdir(mode=0o755, exist_ok=True)
+        try:
+            for name, limit in _LIMITS.items():
+                (self.path / name).write_text(str(limit))
+            if owner is not None:
+                for place in (self.path, *(self.path / name for name in _DIVISION)):
+                    os.chown(place, *owner)
+        except OSError:
+            self.remove()
+            raise
+
+    def own(self) -> None:
+        """Take back what systemd has given to the user of a service: who may write there could leave what is below.
+
+        Raises:
+            OSError: if that cannot be done.
+        """
+        uid = os.geteuid()
+        if self.path.stat().st_uid != uid:
+            for place in (*self.path.iterdir(), self.path):
+                if place.is_file() or place == self.path:
+                    os.chown(place, uid, os.getegid())
+
+    def admit(self, pid: int) -> None:
+        """Move a process into it; what it starts from now on is born there.
+
+        Raises:
+            OSError: if that cannot be done, ProcessLookupError if there is no such process.
+        """
+        (self.path / "cgroup.procs").write_text(str(pid))
+
+    def release(self, pid: int) -> bool:
+        """Move a process out of it, into the one above; return whether it is not in it any more."""
+        try:
+            Cgroup(self.path.parent).admit(pid)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    def members(self) -> frozenset[int]:
+        """The pids of all that lives in it, and in all of its parts."""
+        return frozenset(pid for part in self._parts() for pid in _pids(part))
+
+    def kill(self) -> None:
+        """SIGKILL to all of it at once: nothing in it can fork faster. Before Linux 5.14 this does nothing."""
+        with contextlib.suppress(OSError):
+            (self.path / "cgroup.kill").write_text("1")
+
+    def remove(self) -> bool:
+        """Take it away with all its parts, if nothing lives in it; return whether it is gone."""
+        for part in reversed(list(self._parts())):
+            with contextlib.suppress(OSError):
+                part.rmdir()
+        return not self.path.exists()
+
+    def _parts(self) -> Iterator[Path]:
+        """It, and what its owner has made of it, parents first."""
+        for place, folders, _ in os.walk(self.path):
+            yield Path(place)
+            folders.sort()
+
+
+def _pids(part: Path) -> Iterator[int]:
+    try:
+        text = (part / "cgroup.procs").read_text()
+    except OSError as error:
+        # Gone meanwhile; or threaded, and the cgroup above has all of its processes.
+        if error.errno not in {errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP}:
+            raise
+        return
+    yield from (int(word) for word in text.split() if word != "0")  # 0: of no pid namespace that we see
+
+
+def own_cgroup() -> Path | None:
+    """Our own cgroup as a path in the file system, or None where there is no version 2 of it."""
+    with contextlib.suppress(OSError):
+        for line in _OURS.read_text().splitlines():
+            if line.startswith("0::/"):
+                return cgroup_path(line.removeprefix("0::"))
+    return None
+
+
+def cgroup_path(name: str) -> Path | None:
+    """The path of a cgroup that is called like that in /proc or by systemd, or None where its tree is not mounted."""
+    for line in _MOUNTS.read_text().splitlines():
+        fields, _, kind = line.partition(" - ")
+        if kind.split(" ", 1)[0] != "cgroup2":
+            continue
+        root, place = (_unescape(field) for field in fields.split(" ")[3:5])
+        if name == root or name.startswith(f"{root.rstrip('/')}/"):
+            return Path(place, os.path.relpath(name, root))
+    return None
+
+
+def _unescape(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
