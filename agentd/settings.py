@@ -110,6 +110,10 @@ def build_settings(flags: Flags, environ: Mapping[str, str]) -> Settings:
         msg = f"-tmux-socket and -api-socket are both {tmux_socket}: give each a path of its own"
         raise UsageError(msg)
     tmux_unit = None if flags.tmux_unit is None else _unit_name(flags.tmux_unit)
+    if flags.keep_agents and tmux_unit is None and environ.get("SYSTEMD_EXEC_PID") == str(os.getpid()):
+        _log.warning(
+            "-keep-agents keeps nothing here: systemd ends what is left in agentd's unit; give -tmux-unit, too"
+        )
     return Settings(
         config=config,
         secret_dir=_absolute(flags.secret_dir, defaults.secret_dir),

@@ -51,10 +51,10 @@ async def test_without_one(settings: Settings, tmp_path: Path, caplog: pytest.Lo
             assert attempt.state.cgroup is None
             assert await attempt.sweep() == 0
             await attempt.close()
+    path = f"{tmp_path}/missing/agentd-{world.sessions.world.instance}-abc-1"
     words = (
-        f"attempts have no cgroups of their own ([Errno 2] No such file or directory: '{tmp_path}/missing/"
-        f"agentd-{world.sessions.world.instance}-abc-1'), so that a process which clears its environment and leaves its "
-        "session and its parents outlives the stop of its agent"
+        f"attempts have no cgroups of their own ([Errno 2] No such file or directory: '{path}'), so that a process "
+        "which clears its environment and leaves its session and its parents outlives the stop of its agent"
     )
     assert [record.message for record in caplog.records if "cgroup" in record.message] == [words]
 
