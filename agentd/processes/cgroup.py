@@ -72,7 +72,11 @@ class Cgroup:
         return True
 
     def members(self) -> frozenset[int]:
-        """The pids of all that lives in it, and in all of its parts."""
+        """The pids of all that lives in it, and in all of its parts.
+
+        Raises:
+            OSError: if it is there and cannot be looked into, for want of a descriptor say.
+        """
         return frozenset(pid for part in self._parts() for pid in _pids(part))
 
     def kill(self) -> None:
@@ -82,14 +86,14 @@ class Cgroup:
 
     def remove(self) -> bool:
         """Take it away with all its parts, if nothing lives in it; return whether it is gone."""
-        for part in reversed(list(self._parts())):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            for part in reversed(list(self._parts())):
                 part.rmdir()
         return not self.path.exists()
 
     def _parts(self) -> Iterator[Path]:
         """It, and what its owner has made of it, parents first."""
-        for place, folders, _ in os.walk(self.path):
+        for place, folders, _ in os.walk(self.path, onerror=_raise_unless_gone):
             yield Path(place)
             folders.sort()
 
@@ -98,11 +102,15 @@ def _pids(part: Path) -> Iterator[int]:
     try:
         text = (part / "cgroup.procs").read_text()
     except OSError as error:
-        # Gone meanwhile; or threaded, and the cgroup above has all of its processes.
-        if error.errno not in {errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP}:
-            raise
+        if error.errno != errno.EOPNOTSUPP:  # threaded: the cgroup above has all of its processes
+            _raise_unless_gone(error)
         return
     yield from (int(word) for word in text.split() if word != "0")  # 0: of no pid namespace that we see
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if error.errno not in {errno.ENOENT, errno.ENODEV}:
+        raise error
 
 
 def own_cgroup() -> Path | None:

@@ -244,13 +244,13 @@ class _Sweep:
         while True:
             try:
                 snapshot = await self._scanner.scan()
+                if self._footprint.cgroup is not None:
+                    # Read after the look: a pid that has gone since, and is another's, is no victim's any more.
+                    self._members = self._footprint.cgroup.members()
             except OSError as error:
                 _raise_unless_shortage(error)
                 await trio.sleep(_SHORTAGE_PAUSE)
                 continue
-            if self._footprint.cgroup is not None:
-                # Read after the look: a pid that has gone since, and is another's, is no victim's any more.
-                self._members = self._footprint.cgroup.members()
             victims = select(snapshot, self._footprint, self._members)
             self._free_others(snapshot, victims)
             self._unseen = not self._members <= snapshot.processes.keys()

@@ -1,6 +1,10 @@
-"""Where a cgroup is in the file system: what the kernel's files say, as they are on different machines."""
+"""A cgroup as files: where it is on different machines, and what cannot be looked into."""
 
+import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,3 +57,35 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     assert (gone.members(), gone.remove()) == (frozenset(), True)
     with pytest.raises(FileNotFoundError):
         gone.admit(1)
+
+
+def _failing(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The same, but that there is no descriptor left for what has this name."""
+
+    def fail(path: Any, *rest: Any, **keys: Any) -> Any:
+        if os.path.basename(os.fspath(path)) == name:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return function(path, *rest, **keys)
+
+    return fail
+
+
+def test_members_of_all_parts(tmp_path: Path) -> None:
+    """The members are those of the cgroup and of all that its owner has made of it."""
+    for part, pids in (("", "1\n2\n"), ("a", ""), ("a/b", "3\n0\n")):
+        (tmp_path / part).mkdir(exist_ok=True)
+        (tmp_path / part / "cgroup.procs").write_text(pids)
+    assert cgroup.Cgroup(tmp_path).members() == {1, 2, 3}
+
+
+@pytest.mark.parametrize("name", ["a", "cgroup.procs"])
+def test_what_cannot_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A cgroup that cannot be looked into is never an empty one; and it is not taken away."""
+    (tmp_path / "a").mkdir()
+    for part in ("", "a"):
+        (tmp_path / part / "cgroup.procs").write_text("1\n")
+    monkeypatch.setattr("os.scandir", _failing(os.scandir, name))
+    monkeypatch.setattr("io.open", _failing(open, name))
+    with pytest.raises(OSError, match="Too many open files"):
+        cgroup.Cgroup(tmp_path).members()
+    assert not cgroup.Cgroup(tmp_path).remove()
