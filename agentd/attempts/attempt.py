@@ -43,6 +43,7 @@ class TmuxAttempt:
             before = request.previous.state
             self.state.place, self.state.certain, before.place = before.place, before.certain, None
         self._exit: Exit | None = None
+        self._swept = False
 
     def __repr__(self) -> str:
         state = self.state
@@ -80,6 +81,8 @@ class TmuxAttempt:
             if self._world.settings.debug and state.place is not None:
                 shown = await session.screen(self._world.tmux, state.place)
                 _log.debug("agent=%s its screen at the end: %s", self._agent.name, shown)
+        if self._exit is not None and self._swept:
+            state.tidy()  # its last word was all that the sweep has left
         await trio.lowlevel.checkpoint()
         return self._exit or Exit(how=How.KILLED, at=self._world.wall(), duration=self._lasted())
 
@@ -128,6 +131,7 @@ class TmuxAttempt:
             state.directory.withdraw()
         # Where nobody knows what the shell has made of the keys, it goes too: what it just forked is not tagged yet.
         ended = await end_all(self._world.scanner, state.footprint(keep_shell=state.accounted))
+        self._swept = not ended.left
         if self._exit is not None or state.launcher is None:
             state.tidy()
         return ended.left

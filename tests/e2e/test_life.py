@@ -448,3 +448,15 @@ def test_stop_is_parallel(world: World) -> None:
     assert world.stop() == 0
     assert time.monotonic() - began < 6
     assert all(start.left() == {} for start in starts)
+
+
+def test_a_forced_timeout_leaves_no_files(world: World) -> None:
+    """An agent that its timeout had to kill has its shell still, but no descriptor and no directory of agentd's."""
+    world.write_card(world.agent("a", timeout="1s", grace_period="300ms", env={"IGNORE": "INT"}))
+    world.start()
+    assert world.process is not None
+    descriptors = Path(f"/proc/{world.process.pid}/fd")
+    world.wait_ready("a")
+    world.wait_status("a", state="failed", reason="timed_out")
+    assert [path for path in world.run_dir.iterdir() if path.is_dir()] == []
+    assert [fd for fd in descriptors.iterdir() if "lifeline" in str(fd.readlink())] == []
