@@ -46,6 +46,8 @@ _LONGEST_DELAY = 5.0
 _END_TIMEOUT = 2.0
 _SOCKET_LOOK = 5.0
 _SOCKET_PATIENCE = 0.2
+_SOCKET_RETURN = 4.0
+_SOCKET_POLL = 0.02
 
 _log = logging.getLogger(__name__)
 
@@ -277,8 +279,12 @@ class Tmux:
         path, owner = self._settings.tmux_socket, self._settings.agent_user.uid
         if self._settings.switch_user and (done := make_way(path, owner)):
             _log.warning("somebody kept tmux from its socket: %s", done)
+        before = socket_identity(path, owner)
         if (is_missing(path) or self._refused) and renew_sockets(self._settings):
-            await trio.sleep(_SOCKET_PATIENCE)
+            # On a busy machine that takes it a while; with a second server, nobody would reach the agents of the first.
+            with trio.move_on_after(_SOCKET_RETURN):
+                while socket_identity(path, owner) in {None, before}:  # noqa: ASYNC110 - nobody tells
+                    await trio.sleep(_SOCKET_POLL)
 
     async def _mind_socket(self) -> None:
         """See to it that a socket that was deleted is there again: without it nobody can attach, we cannot return."""

@@ -471,6 +471,28 @@ async def test_deleted_socket_and_killed_client(tmux: Tmux, settings: Settings) 
     assert await ask(tmux, "#{pid}") == server
 
 
+async def test_deleted_socket_and_slow_server(tmux: Tmux, settings: Settings) -> None:
+    """A server that takes its time to make its socket again, on a busy machine say, gets that time, and no twin."""
+    server = int(await ask(tmux, "#{pid}"))
+    client = await client_pid(tmux)
+    os.kill(server, signal.SIGSTOP)
+    settings.tmux_socket.unlink()
+    os.kill(client, signal.SIGKILL)
+    with trio.fail_after(5):
+        while not pending(server, signal.SIGUSR1):  # noqa: ASYNC110 - nobody tells
+            await trio.sleep(0.01)
+    await trio.sleep(1.2)  # a second server would be there by now
+    os.kill(server, signal.SIGCONT)
+    await reconnected(tmux, 1)
+    assert int(await ask(tmux, "#{pid}")) == server
+
+
+def pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has yet to take that signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(status.partition("ShdPnd:")[2].split()[0], 16) >> (number - 1) & 1)
+
+
 async def test_command_for_one_server(tmux: Tmux) -> None:
     """A command for a server is carried out over any connection to that one, and refused by another server."""
     server = int(await ask(tmux, "#{pid}"))
