@@ -112,6 +112,12 @@ class _Exchange:
                 # Quart raises at some of these (`GET [ HTTP/1.1`); none of them names anything here.
                 scope = {**scope, "path": f"/{scope['path']}"}
         await self._app(scope, receive, send_whole)
+        if cut_off:
+            # hypercorn holds back the next request of the connection until this answer is whole, for ever and whether
+            # the client is there or not: its nursery ends, of which this is a task.
+            connection = trio.lowlevel.current_task().parent_nursery
+            assert connection is not None, "only trio's own root has none"
+            connection.cancel_scope.cancel("an answer was cut off")
 
     async def _read_away(self, receive: ASGIReceiveCallable) -> bool:
         """Wait for the end of a request, whose body says nothing here, and tell whether there is anybody to answer.

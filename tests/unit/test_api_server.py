@@ -412,6 +412,18 @@ async def test_descriptors_come_back(tmp_path: Path) -> None:
 # --- Failures ---
 
 
+async def test_a_client_that_pipelines_and_does_not_read_costs_no_descriptor(tmp_path: Path) -> None:
+    """A client that asks much at once, reads nothing for longer than the graceful time, and leaves, is gone then."""
+    async with serving(tmp_path, graceful=0.2) as server:
+        before = len(os.listdir("/proc/self/fd"))
+        async with server.client() as client:
+            await stop_reading(client)
+            await trio.sleep(0.5)
+        with trio.fail_after(5):
+            while len(os.listdir("/proc/self/fd")) > before:  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(0.05)
+
+
 async def test_a_client_that_makes_hypercorn_fail_does_not_end_the_api(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
