@@ -3,13 +3,14 @@
 PYTHON ?=
 VENV ?= .venv
 
-.PHONY: help demo test test-system lint
+.PHONY: help demo test test-system soak lint
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo   run agentd on a demo card, with real tmux, and say how to watch'
 	@echo 'make test   set everything up and run the whole suite'
 	@echo 'make test-system   the services under a real systemd, in a machine made for it (as root)'
+	@echo 'make soak   minutes of misbehaving agents, agentd killed every few seconds (MINUTES=5 SEED=... AGENT_USER=...)'
 	@echo 'make lint   check style and types'
 
 demo: $(VENV)/run.stamp
@@ -20,6 +21,10 @@ test: $(VENV)/dev.stamp
 
 test-system: $(VENV)/dev.stamp
 	@$(VENV)/bin/python tests/system/machine.py python -m pytest -q -p no:cacheprovider -p no:xdist tests/system
+
+soak: $(VENV)/dev.stamp
+	@$(VENV)/bin/python scripts/soak.py --minutes '$(or $(MINUTES),5)' $(if $(SEED),--seed '$(SEED)') \
+		$(if $(AGENT_USER),--agent-user '$(AGENT_USER)') $(if $(WRITE),--write '$(WRITE)')
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
