@@ -3,20 +3,21 @@
 hypercorn and quart-trio, taken as they are, have faults that a supervisor cannot live with; each cure says which.
 """
 
-import contextlib
 import logging
+import math
 import os
 import socket
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import attrs
+import hypercorn.trio.run
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
+from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
+from agentd.api.crowd import bound_crowd, cut_off_all
 from agentd.api.socket import BACKLOG
 
 _log = logging.getLogger(__name__)
@@ -24,6 +25,21 @@ _log = logging.getLogger(__name__)
 # That it runs, and how to quit it, is nothing that hypercorn should tell an operator; what goes wrong in it is.
 _hypercorn_log = _log.getChild("hypercorn")
 _hypercorn_log.setLevel(logging.WARNING)
+
+
+class _OnceWhileItLasts(logging.Filter):
+    """trio says ten times a second, each time with a traceback, that there is no descriptor for another client."""
+
+    _last = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        began = record.created - self._last > 1
+        self._last = record.created
+        record.exc_info = None
+        return began
+
+
+logging.getLogger("trio.serve_listeners").addFilter(_OnceWhileItLasts())
 
 _PAUSE = 0.5  # Before hypercorn is started again: clients wait in the backlog meanwhile.
 _CUT_INTERVAL = 0.05
@@ -35,7 +51,7 @@ class Limits:
     """How long a client may take, in seconds, and how many requests one connection may carry."""
 
     idle: float = 7.0
-    """From connecting, or from the last answer, to a complete request; a client that left is kept as long, too.
+    """From connecting, or from the last answer, to a complete request.
 
     Longer than the 5 s at which `stereosd` polls: its connection is not closed under it just as it asks.
     """
@@ -45,6 +61,8 @@ class Limits:
     """How many bytes of a request's body are waited for; none is of any use."""
     requests: int = 1000
     """The last of its answers says `Connection: close`."""
+    connections: int = 1000
+    """And no more than a quarter of the descriptors that agentd may have: they are needed for agents."""
 
 
 async def serve_api(  # noqa: PLR0913 - only the first three are ever given by the daemon
@@ -66,7 +84,7 @@ async def serve_api(  # noqa: PLR0913 - only the first three are ever given by t
         try:
             async with trio.open_nursery() as nursery:
                 config = _hypercorn_config(os.dup(sock.fileno()), graceful, limits)
-                await nursery.start(partial(_serve_once, exchange, config, sock.getsockname(), shutdown))
+                await nursery.start(partial(_serve_once, exchange, config, sock, limits.connections, shutdown))
                 if not announced:
                     task_status.started()
                     announced = True
@@ -136,10 +154,11 @@ class _Exchange:
         return True
 
 
-async def _serve_once(
+async def _serve_once(  # noqa: PLR0913 - what one server needs to know
     app: ASGIFramework,
     config: Config,
-    address: str,
+    sock: socket.socket,
+    most: int,
     shutdown: trio.Event,
     *,
     task_status: trio.TaskStatus[list[str]],
@@ -154,12 +173,28 @@ async def _serve_once(
             ending.set()  # hypercorn cancels this when it fails: its clients must not hold it up then either.
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_cut_off_late, address, ending, ended, config.graceful_timeout)
+        nursery.start_soon(_cut_off_late, sock, ending, ended, config.graceful_timeout)
+        nursery.start_soon(bound_crowd, sock, most)
         try:
             await serve(app, config, shutdown_trigger=end, mode="asgi", task_status=task_status)
         finally:
             ending.set()
             ended.set()
+            nursery.cancel_scope.cancel()
+
+
+class _Connection(TCPServer):
+    """A connection that ends when its client left, and not when it has been idle for long enough after that.
+
+    Nothing public in hypercorn leads there, and clients that come and go took a descriptor each for seven seconds.
+    """
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
+
+
+hypercorn.trio.run.TCPServer = _Connection  # type: ignore[attr-defined]
 
 
 def _hypercorn_config(descriptor: int, graceful: float, limits: Limits) -> Config:
@@ -177,7 +212,7 @@ def _hypercorn_config(descriptor: int, graceful: float, limits: Limits) -> Confi
     return config
 
 
-async def _cut_off_late(address: str, ending: trio.Event, ended: trio.Event, graceful: float) -> None:
+async def _cut_off_late(sock: socket.socket, ending: trio.Event, ended: trio.Event, graceful: float) -> None:
     """Cut off the clients that hold up the end: hypercorn waits for ever on one that does not read its answer."""
     try:
         await ending.wait()
@@ -188,31 +223,8 @@ async def _cut_off_late(address: str, ending: trio.Event, ended: trio.Event, gra
             for _ in range(_CUT_TRIES):
                 if ended.is_set():
                     break
-                _cut_off(address)
+                cut_off_all(sock)
                 with trio.move_on_after(_CUT_INTERVAL):
                     await ended.wait()
             else:
                 _log.error("the API's server does not end although all its clients were cut off")
-
-
-def _cut_off(address: str) -> None:
-    """Shut down every accepted connection, so that each wait on one ends."""
-    for connection in _accepted(address):
-        with connection, contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
-
-
-def _accepted(address: str) -> Iterator[socket.socket]:
-    """Yield duplicates of the sockets accepted at this address; nothing public in hypercorn or trio leads to them."""
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            if not os.fspath(entry.readlink()).startswith("socket:"):
-                continue
-            duplicate = socket.socket(fileno=os.dup(int(entry.name)))
-        except OSError:
-            continue  # Closed meanwhile.
-        ours = duplicate.family == socket.AF_UNIX and duplicate.getsockname() == address
-        if ours and not duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            yield duplicate
-        else:
-            duplicate.close()

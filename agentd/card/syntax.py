@@ -69,6 +69,10 @@ def parse_toml(data: bytes) -> dict[str, object]:
         raise _syntax_error(text, offset, _reason_at(text, offset, error)) from None
     except RecursionError:
         raise CardError((Problem("card", "nested too deeply to be read; use fewer tables inside tables"),)) from None
+    except MemoryError:
+        raise CardError(
+            (Problem("card", "too large for this machine's memory; move prompts to a prompt_file"),)
+        ) from None
 
 
 def _decoded(data: bytes) -> str:

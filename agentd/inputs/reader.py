@@ -1,7 +1,6 @@
 """One look at the world outside: the card once it is settled, the secrets, the prompt files."""
 
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -11,9 +10,10 @@ from typing import Final
 import attrs
 import trio
 
-from agentd.card.card import Agent, Card, parse_card
+from agentd.card.card import Agent, Card
 from agentd.errors import CardError
 from agentd.inputs.card_file import CardFile, read_card_file
+from agentd.inputs.parsing import parse
 from agentd.inputs.prompts import PromptFile, PromptReader
 from agentd.inputs.secrets import Secrets, read_secrets
 from agentd.inputs.settle import REREADS, SETTLE, settle
@@ -21,11 +21,6 @@ from agentd.inputs.watch import QUIET, Watch
 from agentd.resolve import Blocked, EffectiveAgent, Unsupported, expand_path, resolve
 from agentd.settings import Settings
 
-_LARGE_CARD: Final = 1 << 16
-_SWITCH: Final = 0.005
-"""Python's own seconds between two switches of threads."""
-_SHORT_SWITCH: Final = 0.0002
-"""The same while a large card is parsed: a stop, which reads much of /proc, took seconds longer."""
 _BLANK_REREADS: Final = 3
 """So often the same before a card is believed to be blank or missing: it may be about to be written anew."""
 
@@ -118,11 +113,7 @@ class InputReader:
     async def _take_card(self, data: bytes) -> None:
         """Put the card in force unless it is invalid, and say why it is."""
         if self._parsed is None or self._parsed[0] != data:
-            # A hostile megabyte keeps tomlkit busy for half a minute; nobody else shall wait for that, nor a stop.
-            if len(data) > _LARGE_CARD:
-                parsed = await trio.to_thread.run_sync(_parse_aside, data, abandon_on_cancel=True)
-            else:
-                parsed = _parse(data)
+            parsed = await parse(data)
             self._parsed = data, parsed
             if isinstance(parsed, Card):
                 self._card = parsed
@@ -190,19 +181,3 @@ class InputReader:
             card_dir=str(self._settings.config.parent),
             default_workdir=self._settings.default_workdir,
         )
-
-
-def _parse_aside(data: bytes) -> Card | CardError:
-    """Parse in a thread that hinders the others little: after each system call they wait for it to be switched."""
-    sys.setswitchinterval(_SHORT_SWITCH)
-    try:
-        return _parse(data)
-    finally:
-        sys.setswitchinterval(_SWITCH)
-
-
-def _parse(data: bytes) -> Card | CardError:
-    try:
-        return parse_card(data)
-    except CardError as error:
-        return error

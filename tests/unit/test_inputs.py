@@ -14,8 +14,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+import agentd.inputs.parsing
 import agentd.inputs.prompts
-import agentd.inputs.reader
 import agentd.inputs.settle
 from agentd.card.card import Card, parse_card
 from agentd.inputs.reader import InputReader, Inputs
@@ -47,7 +47,7 @@ def parses(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         seen.append(data)
         return parse_card(data)
 
-    monkeypatch.setattr(agentd.inputs.reader, "parse_card", parse)
+    monkeypatch.setattr(agentd.inputs.parsing, "parse_card", parse)
     return seen
 
 
@@ -323,7 +323,7 @@ async def test_cancelled_parse(world: Path, monkeypatch: pytest.MonkeyPatch) -> 
         trio.from_thread.run_sync(over.set)
         return parse_card(data)
 
-    monkeypatch.setattr(agentd.inputs.reader, "parse_card", parse)
+    monkeypatch.setattr(agentd.inputs.parsing, "parse_card", parse)
     card = world / "jcard.toml"
     card.write_text(_CARD + "#" * 100_000)
     reader = _reader(world)

@@ -22,7 +22,7 @@ _MODULES = sorted({_name(path) for path in _ROOT.rglob("*.py")} - {f"{package}._
 # From the top to the bottom: a module imports only what stands after it. A new module gets its place here.
 _ORDER = """
     __main__ cli daemon
-    api.app api.server api.socket
+    api.app api.server api.crowd api.socket
     reconciler run announcer interrupt
     testing
     attempts.tmux_sessions attempts.memory attempts.attempt attempts.launch attempts.leftovers attempts.state
@@ -31,7 +31,7 @@ _ORDER = """
     tmux.connection tmux.socket tmux.admins tmux.unit tmux.client tmux.protocol
     processes.ending processes.cgroup processes.scan
     sdnotify
-    inputs.reader inputs.prompts inputs.settle inputs.watch
+    inputs.reader inputs.parsing inputs.prompts inputs.settle inputs.watch
     sessions status plan lifecycle
     ctl.commands ctl.client ctl.text
     resolve

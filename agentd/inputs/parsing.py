@@ -1,0 +1,91 @@
+"""Parsing the card where nobody has to wait for it: what is not quick for sure in a thread, and not for ever."""
+
+import ctypes
+import sys
+import threading
+from typing import Final
+
+import trio
+
+from agentd.card.card import Card, parse_card
+from agentd.errors import CardError, Problem
+
+_QUICK_BYTES: Final = 2048
+_QUICK_DOTS: Final = 20
+_QUICK_DOTS_IN_LINE: Final = 3
+"""tomlkit's time doubles with each part of a dotted key that comes twice: a card of 200 bytes can take for ever."""
+_LONGEST: Final = 60.0
+"""Seconds after which a card is refused instead; a thousand agents take one."""
+_SWITCH: Final = 0.005
+"""Python's own seconds between two switches of threads."""
+_SHORT_SWITCH: Final = 0.0002
+"""The same while a card is parsed in a thread: a stop, which reads much of /proc, took seconds longer."""
+
+
+async def parse(data: bytes) -> Card | CardError:
+    """Parse the card; no other task waits for longer than a fraction of a second meanwhile."""
+    if _is_quick(data):
+        return _parse(data)
+    return await trio.to_thread.run_sync(_Bounded(data).parse, abandon_on_cancel=True)
+
+
+def _is_quick(data: bytes) -> bool:
+    """Tell what is parsed within a tenth of a second, whatever is wrong with it; most of what is not is, too."""
+    return (
+        len(data) <= _QUICK_BYTES
+        and data.count(b".") <= _QUICK_DOTS
+        and all(line.count(b".") <= _QUICK_DOTS_IN_LINE for line in data.split(b"\n"))
+    )
+
+
+class _TooLongError(BaseException):
+    """Raised in the thread from outside; not an Exception, of which a parser may catch some."""
+
+
+class _Bounded:
+    """One parse in a thread of its own, which it interrupts when it takes too long."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+
+    def parse(self) -> Card | CardError:
+        """Parse, hindering other threads little: after each system call they wait for this one to be switched."""
+        timer = threading.Timer(_LONGEST, self._interrupt)
+        timer.daemon = True
+        try:
+            try:
+                self._thread = threading.get_ident()
+                timer.start()
+                sys.setswitchinterval(_SHORT_SWITCH)
+                return _parse(self._data)
+            finally:
+                # From here on this thread is somebody else's, and an interruption on its way is taken back.
+                with self._lock:
+                    thread, self._thread = self._thread, None
+                    _raise_in(thread or threading.get_ident(), None)
+        except _TooLongError:
+            text = f"it takes longer than {_LONGEST:g} s to be read; write fewer dotted keys and tables"
+            return CardError((Problem("card", text),))
+        finally:
+            timer.cancel()
+            sys.setswitchinterval(_SWITCH)
+
+    def _interrupt(self) -> None:
+        with self._lock:
+            if self._thread is not None:
+                _raise_in(self._thread, _TooLongError)
+
+
+def _raise_in(thread: int, error: type[BaseException] | None) -> None:
+    """Raise this in a thread, at its next step in Python; None takes back what was not raised yet."""
+    what = ctypes.py_object() if error is None else ctypes.py_object(error)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), what)
+
+
+def _parse(data: bytes) -> Card | CardError:
+    try:
+        return parse_card(data)
+    except CardError as error:
+        return error
