@@ -6,6 +6,7 @@ as it likes: without a bound a few thousand of them would leave none for agents.
 
 import contextlib
 import logging
+import math
 import os
 import resource
 import socket
@@ -18,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 _SHARE: Final = 4
 """Connections may take one in so many of the descriptors that this process may have."""
+_LULL: Final = 60.0
+"""Seconds without a crowd after which the next one is said again."""
 _PAUSE: Final = 0.1
 """Seconds between two looks at a crowd."""
 
@@ -49,7 +52,7 @@ class _Crowd:
         """From the inode to the descriptor."""
         self._spare: int | None = None
         """Given back for the listing, which takes one where there may be no other."""
-        self._told = False
+        self._last_crowded = -math.inf
 
     def __enter__(self) -> Self:
         self._take_spare()
@@ -73,10 +76,10 @@ class _Crowd:
             self._take_spare()
         surplus = len(accepted) - most
         if surplus <= 0:
-            self._told = False
             return
-        if not self._told:
-            self._told = True
+        now = trio.current_time()
+        began, self._last_crowded = now - self._last_crowded > _LULL, now
+        if began:
             _log.warning(
                 "the API has more than %d connections: those of clients that left and the oldest ones are closed", most
             )

@@ -1,4 +1,4 @@
-"""Secrets with dangerous names, a card that comes and goes, and crowds of clients: what a whole agentd makes of them."""
+"""Secrets with dangerous names, cards and secrets that come and go, crowds of clients: a whole agentd under them."""
 
 import contextlib
 import os
@@ -52,7 +52,7 @@ def test_secrets_with_dangerous_names(world: World) -> None:
 
 
 def test_card_that_becomes_a_directory(world: World) -> None:
-    """A directory in the card's place is an error while it is there, and stops nothing; the card is taken again after."""
+    """A directory in the card's place is an error while it is there, and stops nothing; later the card is taken."""
     world.write_card(world.agent("a"))
     world.start()
     start = world.wait_ready("a")
@@ -101,11 +101,18 @@ def test_crowd_of_clients_with_few_descriptors(world: World) -> None:
                 crowd.enter_context(socket.socket(socket.AF_UNIX)).connect(os.fspath(world.api_socket))
 
         connect(150)
-        before = wait_for(lambda: world.status("a").get("restarts"), "the API")
-        wait_for(lambda: world.status("a")["restarts"] > before + 2, "restarts")
-        connect(50)
+
+        def restarts() -> int:
+            with contextlib.suppress(BlockingIOError):  # The backlog is full.
+                return int(world.status("a")["restarts"])
+            return 0
+
+        before = wait_for(restarts, "the API")
+        wait_for(lambda: restarts() > before + 2, "restarts")
+        connect(20)
+        wait_for(restarts, "the API")
         assert world.get("/v1/health").status == 200
         began = time.monotonic()
         assert world.stop() == 0
         assert time.monotonic() - began < 8
-    assert world.log.count("the API has more than 24 connections") in {1, 2}
+    assert world.log.count("the API has more than 24 connections") == 1
