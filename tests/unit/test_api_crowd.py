@@ -1,6 +1,7 @@
 """Clients in crowds, and clients of every bad kind at once: the API answers, and descriptors come back."""
 
 import contextlib
+import logging
 import os
 import random
 import resource
@@ -193,10 +194,19 @@ def few_descriptors() -> Iterator[int]:
 
 
 async def test_no_descriptor_for_another_client(
-    tmp_path: Path, few_descriptors: int, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, few_descriptors: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While descriptors are exhausted by others that is said once, and the API answers again when there are some."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    refused: list[logging.LogRecord] = []
+    accepting = logging.getLogger("trio.serve_listeners")
+    said_once = accepting.filter
+
+    def note(record: logging.LogRecord) -> bool | logging.LogRecord:
+        refused.append(record)
+        return said_once(record)
+
+    monkeypatch.setattr(accepting, "filter", note)
     async with serving(tmp_path) as server, server.client() as client:
         await client.ask()
         waiting = socket.socket(socket.AF_UNIX)
@@ -207,11 +217,12 @@ async def test_no_descriptor_for_another_client(
                     held.callback(os.close, os.dup(0))
             waiting.setblocking(False)
             waiting.connect(os.fspath(server.path))
-            await trio.sleep(0.5)  # trio tries again five times
+            await _until(lambda: len(refused) > 3)
             assert (await client.ask()).status == 200
             held.close()
             waiting.send(_HEALTH)
-            await trio.sleep(0.3)
+            with trio.fail_after(5):
+                await trio.lowlevel.wait_readable(waiting)
             assert waiting.recv(100).startswith(b"HTTP/1.1 200")
         await fail(server)
     said = [record for record in caplog.records if record.name == "trio.serve_listeners"]
