@@ -21,6 +21,7 @@ _MANAGER = "" if os.geteuid() == 0 else "--user "
 _START = f"{_MANAGER}start --no-block --no-ask-password {_UNIT}"
 _STOP = f"{_MANAGER}stop --no-block --no-ask-password {_UNIT}"
 _IS_ACTIVE = f"{_MANAGER}is-active --quiet {_UNIT}"
+_SHOW = f"{_MANAGER}show --property=ControlGroup --value {_UNIT}"
 
 # "mode" has what is to go wrong. A server that is there already is left alone, as systemd leaves an active unit.
 _SYSTEMCTL = """#!/bin/sh
@@ -108,7 +109,7 @@ async def test_unit_starts_the_server(systemd: Systemd) -> None:
         assert await tmux.command("show-options", "-gv", "history-limit") == ("20000",)
         assert await tmux.end_server()
     assert _servers(systemd.settings) == []
-    assert set(systemd.calls) == {_START}
+    assert set(systemd.calls) == {_START, _SHOW}
 
 
 async def test_killed_server_of_a_unit(systemd: Systemd) -> None:
