@@ -26,9 +26,10 @@ from agentd.attempts.tmux_sessions import TmuxSessions
 from agentd.errors import StartupError
 from agentd.inputs.reader import InputReader
 from agentd.inputs.watch import Watch
+from agentd.looks import Looks
 from agentd.processes.ending import Scanner
 from agentd.reconciler import TICK, Reconciler
-from agentd.run import Looks, Surroundings
+from agentd.run import Surroundings
 from agentd.sdnotify import Notifier, open_notifier
 from agentd.settings import Settings
 from agentd.status import DaemonStatus, StatusStore

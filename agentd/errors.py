@@ -42,5 +42,13 @@ class TmuxError(AgentdError):
     """tmux answered a command with an error: the answer is known, and it is no."""
 
 
+class TmuxServerGoneError(TmuxError):
+    """What the command was about has gone with its tmux server."""
+
+
 class TmuxUnknownError(AgentdError):
     """tmux did not answer (connection lost, timed out, unreadable reply): nothing is known, nobody is dead."""
+
+
+class TmuxHaltedError(TmuxUnknownError):
+    """The tmux server stands still, and was not asked: what there is stays as it is."""

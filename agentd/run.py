@@ -15,6 +15,7 @@ import trio
 from agentd.announcer import Announcer
 from agentd.interrupt import interrupt
 from agentd.lifecycle import Decision, Event, Exit, How, State, decide
+from agentd.looks import Looks
 from agentd.plan import CHANGED, REMOVED
 from agentd.resolve import Blocked, EffectiveAgent
 from agentd.sessions import Attempt, AttemptRequest, LaunchBlockedError, NeverStartedError, RunNote, Sessions
@@ -29,22 +30,6 @@ SHUTDOWN = "shutdown"
 TIMEOUT = "timed_out"
 
 _log = logging.getLogger("agentd.run")
-
-
-class Looks:
-    """Tells those who wait that the reconciler has looked at the world again."""
-
-    def __init__(self) -> None:
-        self._looked = trio.Event()
-
-    def ring(self) -> None:
-        """Wake all who wait now."""
-        self._looked.set()
-        self._looked = trio.Event()
-
-    async def next(self) -> None:
-        """Wait for the next look."""
-        await self._looked.wait()
 
 
 @attrs.frozen(kw_only=True)
@@ -178,6 +163,8 @@ class Run:
                 self._cause = self._wish or (TIMEOUT if timed_out else SHUTDOWN)
                 if self._cause == SHUTDOWN and self._around.keeps_agents():
                     self._leave()
+                elif self._cause == TIMEOUT and await self._ended_unheard():
+                    self._cause = None
                 else:
                     await self._stop(self._cause)
                 raise
@@ -218,10 +205,8 @@ class Run:
         """Go on with the attempt that was the last one: whether there is more to come, and its end if it has one."""
         attempt, state = self._attempt, note.status.state
         assert attempt is not None, "it was taken over"
-        if state is State.STARTING and self.known:
-            return True, await self._launch(attempt)
-        if state in {State.RUNNING, State.STOPPING}:
-            ended = await attempt.ended()
+        if state in {State.STARTING, State.RUNNING, State.STOPPING}:
+            ended = await (self._launch(attempt) if state is State.STARTING else attempt.ended())
             await self._known(ended)
             return True, ended
         await self._swept(attempt)
@@ -268,9 +253,30 @@ class Run:
             return None
         return await attempt.ended()
 
+    async def _ended_unheard(self) -> bool:
+        """Whether it had ended by itself, for good, when nobody had heard of that yet: it has not timed out then."""
+        attempt = self._attempt
+        if attempt is None or self._status.state is not State.RUNNING or not self.known or not attempt.is_over():
+            return False
+        with trio.move_on_after(STOP_LIMIT, shield=True):
+            self._judge(await attempt.ended())
+            if self._next_restart is None:
+                await self._swept(attempt)
+        return not self._status.running and self._next_restart is None
+
     async def _follow(self, ended: Exit) -> bool:
         """Do what the policy says after an end; return whether there is another attempt."""
         assert self._attempt is not None, "something has ended"
+        self._judge(ended)
+        await self._swept(self._attempt)
+        if self._next_restart is None:
+            return False
+        await trio.sleep_until(self._next_restart)
+        self._restarts += 1
+        return True
+
+    def _judge(self, ended: Exit) -> None:
+        """Have the policy say what follows an end, and say it."""
         decision = decide(self.effective.agent, ended, restarts=self._restarts, doublings=self._doublings)
         self._doublings = decision.doublings
         over = trio.current_time()
@@ -279,12 +285,6 @@ class Run:
             self._time_limit.deadline = math.inf  # what ended in time has not timed out, however long its sweep takes
         self._publish_end(decision, ended)
         self._remember()
-        await self._swept(self._attempt)
-        if self._next_restart is None:
-            return False
-        await trio.sleep_until(self._next_restart)
-        self._restarts += 1
-        return True
 
     async def _unblocked(self, attempt: Attempt, blocked: Blocked) -> None:
         """Return at the first look at which the cause may be gone."""
@@ -361,6 +361,7 @@ class Run:
                 self._announcer.publish(message=message, error=message)
             await self._around.looks.next()
         self._announcer.publish(message=before.message, error=before.error)
+        self._remember()  # who takes it over need not look for anything any more
 
     def _leave(self) -> None:
         """Leave everything to the next agentd, as a crash would: the note has it already."""

@@ -69,6 +69,15 @@ class RunNote:
         return EffectiveAgent(agent=agent, argv=(), env={}, workdir="/", digest=self.status.digest)
 
 
+def stand_in_blocked() -> Blocked:
+    """Nobody can launch anew what only a note tells of."""
+    message = (
+        "What an earlier agentd began to launch has not come up; "
+        "it is launched anew when its entry, prompt and secrets can be read."
+    )
+    return Blocked(reason="recovering", message=message)
+
+
 class Attempt(Protocol):
     """One launch of a harness. All methods may be cancelled, and called again after that."""
 
@@ -82,6 +91,9 @@ class Attempt(Protocol):
 
     async def ended(self) -> Exit:
         """Wait for the end of a started attempt, as often as asked."""
+
+    def is_over(self) -> bool:
+        """Whether a started attempt has ended, heard of or not."""
 
     async def interrupt(self, *, again: bool) -> bool:
         """Press C-c, once; with `again` only in a raw terminal. Return whether the terminal is raw."""
@@ -105,7 +117,8 @@ class Sessions(Protocol):
     def adopt(self, request: AttemptRequest) -> Attempt:
         """The last attempt of a run that `recover` has found, of the same run and number.
 
-        Where the note says `starting`, `launch` goes on with it; where it says `running`, `ended` tells its end.
+        Where the note says `starting`, `launch` goes on with it, blocked where nothing has come of it and a stand-in
+        cannot be launched anew; where it says `running`, `ended` tells its end.
         """
 
     def remember(self, note: RunNote, attempt: Attempt) -> None:

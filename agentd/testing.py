@@ -11,7 +11,14 @@ import trio
 
 from agentd.lifecycle import Exit, How, State, exit_from_code
 from agentd.resolve import Blocked, EffectiveAgent
-from agentd.sessions import Attempt, AttemptRequest, LaunchBlockedError, NeverStartedError, RunNote
+from agentd.sessions import (
+    Attempt,
+    AttemptRequest,
+    LaunchBlockedError,
+    NeverStartedError,
+    RunNote,
+    stand_in_blocked,
+)
 
 NEVER_STARTED_AFTER = 30.0
 
@@ -89,7 +96,9 @@ class FakeSessions:
 
     def adopt(self, request: AttemptRequest) -> "FakeAttempt":
         """The attempt that is there."""
-        return self.attempts[request.run, request.number]
+        attempt = self.attempts[request.run, request.number]
+        attempt.request = request
+        return attempt
 
     def remember(self, note: RunNote, attempt: Attempt) -> None:
         """Keep the note."""
@@ -125,7 +134,7 @@ class FakeAttempt:
 
     def __init__(self, world: FakeSessions, request: AttemptRequest, play: Play, pid: int) -> None:
         self._world = world
-        self._request = request
+        self.request = request
         self._name = request.effective.agent.name
         self._play = play
         self._pid = pid
@@ -146,6 +155,8 @@ class FakeAttempt:
         if self._started is not None:
             await trio.lowlevel.checkpoint()
             return self._pid
+        if not self.request.effective.argv:
+            raise LaunchBlockedError(stand_in_blocked())
         self._note("launch")
         play = self._play
         if play.bug is not None:
@@ -153,7 +164,7 @@ class FakeAttempt:
         if play.blocked is not None:
             self._world.causes[self._name] = play.blocked
             raise LaunchBlockedError(play.blocked)
-        self._world.sessions.add(self._request.effective.agent.session)
+        self._world.sessions.add(self.request.effective.agent.session)
         if play.start_after >= NEVER_STARTED_AFTER:
             await trio.sleep(NEVER_STARTED_AFTER)
             msg = "no sign of life"
@@ -208,7 +219,7 @@ class FakeAttempt:
         """End the session."""
         await trio.lowlevel.checkpoint()
         self._note("close")
-        self._world.sessions.discard(self._request.effective.agent.session)
+        self._world.sessions.discard(self.request.effective.agent.session)
 
     def _end_at(self, when: float, code: int) -> None:
         if self._exit is None and (self._ends_at is None or when < self._ends_at):

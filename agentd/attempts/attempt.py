@@ -2,16 +2,18 @@
 
 import logging
 import signal
+from functools import partial
 from typing import Any
 
+import attrs
 import trio
 
 from agentd.attempts import session
 from agentd.attempts.directory import AttemptDirectory
 from agentd.attempts.launch import Launch
-from agentd.attempts.leftovers import end_session
+from agentd.attempts.leftovers import end_session, end_sessions_of
 from agentd.attempts.lifeline import Lifeline, LifelineJunkError, exit_code
-from agentd.attempts.state import AttemptState, World
+from agentd.attempts.state import AttemptState, World, remembered_place
 from agentd.attempts.terminal import in_front, is_raw
 from agentd.errors import TmuxError, TmuxUnknownError
 from agentd.lifecycle import Exit, How, State, exit_from_code
@@ -19,6 +21,10 @@ from agentd.processes.ending import end_all, remember, signal_group
 from agentd.processes.scan import Stat
 from agentd.sessions import AttemptRequest, RunNote
 
+ASK_AGAIN = 1.0
+"""Seconds between two questions for an exit code that tmux has, and does not tell because it stands still."""
+KILL_LIMIT = 2.0
+"""Seconds that tmux has to end a session, before that is left for later."""
 KEY_LIMIT = 1.0
 """Seconds that tmux has to press a key, and at most a third of the grace period, before a signal does it."""
 LAUNCHER_LIMIT = 1.0
@@ -44,6 +50,10 @@ class TmuxAttempt:
             self.state.place, self.state.certain, before.place = before.place, before.certain, None
         self._exit: Exit | None = None
         self._swept = False
+        self._ending = False
+        """Whether what ends from now on does so because of us."""
+        self._was = self.state.place
+        """Where it was, when that is not there any more."""
 
     def __repr__(self) -> str:
         state = self.state
@@ -54,6 +64,7 @@ class TmuxAttempt:
         self.state.take_over(remembered, found)
         if self.state.cgroup is None:  # made after the note was written
             self.state.cgroup = self._world.cgroups.find(self._request.run, self._request.number)
+        self._was = remembered_place(remembered)
         self.state.started = trio.current_time() if note.started is None else note.started
         if note.status.state is State.STARTING:
             self.state.typed = True  # nobody knows whether that still happened
@@ -72,7 +83,8 @@ class TmuxAttempt:
     async def ended(self) -> Exit:
         """Wait for the end, as often as asked."""
         state = self.state
-        deaf = self._exit is None and self._taken_over and state.lifeline is None
+        heard = self._exit is not None
+        deaf = not heard and self._taken_over and state.lifeline is None
         # Where the launcher has gone, no lifeline tells of it any more.
         if deaf and not state.watch_launcher(self._world.settings.agent_user.uid):
             self._exit = await self._exit_left()
@@ -81,14 +93,35 @@ class TmuxAttempt:
             if self._world.settings.debug and state.place is not None:
                 shown = await session.screen(self._world.tmux, state.place)
                 _log.debug("agent=%s its screen at the end: %s", self._agent.name, shown)
-        if self._exit is not None and self._swept:
-            state.tidy()  # its last word was all that the sweep has left
+        if self._exit is None:
+            self._exit = self._exit_with(None)
+        if not heard:
+            self._exit = await self._explained(self._exit)
+        if self._swept:  # its last word was all that the sweep has left
+            state.tidy()
+            state.swept = True
         await trio.lowlevel.checkpoint()
-        return self._exit or Exit(how=How.KILLED, at=self._world.wall(), duration=self._lasted())
+        return self._exit
+
+    async def _explained(self, ended: Exit) -> Exit:
+        """Add to an end by hang-up, or without a word, what is gone with it, as far as anybody knows."""
+        place = self.state.place or self._was
+        hung_up = ended.how is How.SIGNAL and ended.signal == signal.SIGHUP.name
+        if place is None or self._ending or ended.detail or not (hung_up or ended.how is How.KILLED):
+            return ended
+        gone = await session.loss(self._world.tmux, place)
+        if gone == "" and ended.how is How.KILLED:
+            gone = "its launcher was killed"
+        return attrs.evolve(ended, detail=gone or "")
+
+    def is_over(self) -> bool:
+        """Whether a started attempt has ended, heard of or not."""
+        return self._exit is not None or self.state.launcher_stat() is None
 
     async def interrupt(self, *, again: bool) -> bool:
         """Press C-c, or where the agent is not in the foreground, send what C-c would have sent."""
         await trio.lowlevel.checkpoint()
+        self._ending = True
         state = self.state
         launcher, harness = state.launcher_stat(), state.harness_stat()
         if state.place is None:
@@ -120,8 +153,9 @@ class TmuxAttempt:
     async def sweep(self) -> int:
         """End what the attempt left behind, the session's shell excepted; return how many processes defied that."""
         await trio.lowlevel.checkpoint()
+        self._ending = True
         state = self.state
-        if not state.typed:
+        if not state.typed or state.swept:
             state.tidy()
             return 0
         if self._exit is not None and state.lifeline is not None:
@@ -134,20 +168,26 @@ class TmuxAttempt:
         self._swept = not ended.left
         if self._exit is not None or state.launcher is None:
             state.tidy()
+            state.swept = not ended.left
         return ended.left
 
     async def close(self) -> None:
         """End the tmux session, and what is left in its shell's."""
         await trio.lowlevel.checkpoint()
         state = self.state
+        unsure = not state.certain and state.place is None  # one may be made yet
         try:
             if state.leftover is not None:
                 await end_session(state.leftover, self._world)
                 state.leftover = None
             if state.place is not None:
-                await session.kill(self._world.tmux, state.place)
+                await session.kill(self._world.tmux, state.place, KILL_LIMIT)
         except TmuxUnknownError as error:
+            unsure = True
             _log.warning("agent=%s: nobody knows whether its session ended: %s", self._agent.name, error)
+        if unsure:
+            self._world.tmux.later(partial(end_sessions_of, self._world, self._request.run))
+            state.certain = True
         if state.place is not None:
             await end_all(self._world.scanner, state.footprint(keep_shell=False))
             state.place = None
@@ -163,7 +203,7 @@ class TmuxAttempt:
         except LifelineJunkError:
             _log.warning("agent=%s: its lifeline said junk; only its launcher's end is watched", self._agent.name)
             await lifeline.speaker_gone()
-            code = None
+            return self._exit_with(None, "its lifeline said junk")
         if code is None and self._taken_over:
             return await self._exit_left()  # what it said on the lifeline was said to nobody
         return self._exit_with(code)
@@ -171,18 +211,28 @@ class TmuxAttempt:
     async def _exit_left(self) -> Exit:
         """How the harness ended, as its launcher has left it in the session."""
         code = None
-        if self.state.place is not None:
-            said = await session.exit_said(self._world.tmux, self.state.place, self.state.tag)
-            try:
-                code = None if said is None else exit_code(f"exit {said}")
-            except LifelineJunkError:
-                _log.warning("agent=%s: its session says junk of its exit", self._agent.name)
+        said = await self._said()
+        try:
+            code = None if said is None else exit_code(f"exit {said}")
+        except LifelineJunkError:
+            _log.warning("agent=%s: its session says junk of its exit", self._agent.name)
         return self._exit_with(code)
 
-    def _exit_with(self, code: int | None) -> Exit:
+    async def _said(self) -> str | None:
+        """The exit code in the session; while tmux stands still nobody knows it, and who is not to end waits."""
+        while self.state.place is not None:
+            try:
+                return await session.exit_said(self._world.tmux, self.state.place, self.state.tag)
+            except TmuxUnknownError:
+                if self._ending:
+                    break
+                await trio.sleep(ASK_AGAIN)
+        return None
+
+    def _exit_with(self, code: int | None, detail: str = "") -> Exit:
         at, duration = self._world.wall(), self._lasted()
         if code is None:
-            return Exit(how=How.KILLED, at=at, duration=duration)
+            return Exit(how=How.KILLED, at=at, duration=duration, detail=detail)
         return exit_from_code(code, at=at, duration=duration)
 
     def _lasted(self) -> float:

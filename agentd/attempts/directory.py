@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 from collections.abc import Container
 
 from agentd.attempts.lifeline import Lifeline
@@ -61,6 +62,12 @@ class AttemptDirectory:
             OSError: if it cannot be opened.
         """
         self._path.mkdir(mode=0o711, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            mode = os.lstat(self.fifo).st_mode
+            if stat.S_ISDIR(mode):
+                self.fifo.rmdir()
+            elif not stat.S_ISFIFO(mode):
+                self.fifo.unlink()
         with contextlib.suppress(FileExistsError):
             os.mkfifo(self.fifo, 0o600)
         return Lifeline(self.fifo)

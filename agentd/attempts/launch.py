@@ -15,14 +15,16 @@ from agentd.attempts.lifeline import Lifeline, LifelineJunkError, is_pid
 from agentd.attempts.obstacles import binary_blocked, retried, session_taken, workdir_blocked
 from agentd.attempts.script import Script
 from agentd.attempts.state import AttemptState, World
-from agentd.errors import TmuxError, TmuxUnknownError
+from agentd.errors import TmuxError, TmuxHaltedError, TmuxUnknownError
 from agentd.processes.ending import end_all
 from agentd.processes.scan import descends, is_alive, read_stat, read_tag, read_uid
 from agentd.resolve import Blocked
-from agentd.sessions import AttemptRequest, LaunchBlockedError, NeverStartedError
+from agentd.sessions import AttemptRequest, LaunchBlockedError, NeverStartedError, stand_in_blocked
 
 START_LIMIT = 30.0
 """Seconds from the keys to `start`; a shell that takes longer has not understood them."""
+LAUNCHER_LIMIT = 1.0
+"""Seconds that a launcher, which has said that it ends, has to do so."""
 SETUP_LIMIT = 15.0
 """Seconds that making or respawning a session may take: the bound of its shield."""
 
@@ -50,6 +52,8 @@ class Launch:
             begun = await self._go_on()
             if begun is not None and (pid := await self._known_again(begun[1])) is not None:
                 return pid
+            if begun is None and not self._request.effective.argv:
+                raise self._blocked(stand_in_blocked())
             place, lifeline = begun or await self._begin()
             last = False
             while True:
@@ -58,7 +62,7 @@ class Launch:
                 await self._give_up(place, lifeline, last=last)  # returns where it came up while we gave up
                 last = True
         except TmuxUnknownError as error:
-            self._state.certain = False
+            self._state.certain = self._state.certain and isinstance(error, TmuxHaltedError)
             raise self._blocked(retried("tmux_unavailable", str(error))) from error
         except TmuxError as error:
             if self._state.place is not None and not is_alive(self._state.place.shell):
@@ -225,6 +229,8 @@ class Launch:
                 case ["blocked", "binary", path]:
                     state.accounted = True
                     raise self._blocked(binary_blocked(effective, path))
+                case ["exit", code]:
+                    raise await self._launcher_ended(place, lifeline, code)
                 case _:
                     self._warn_once(told, "its lifeline said something unknown before it started")
 
@@ -276,6 +282,14 @@ class Launch:
         shown = await session.last_words(self._world.tmux, place)
         message = f"no sign of life within {START_LIMIT:g} s; its screen: {shown}"
         raise NeverStartedError(message)
+
+    async def _launcher_ended(self, place: session.Place, lifeline: Lifeline, code: str) -> NeverStartedError:
+        """What is to be said of a launcher that could not have the harness started; its shell stays, if it is true."""
+        with trio.move_on_after(LAUNCHER_LIMIT), contextlib.suppress(LifelineJunkError):
+            self._state.accounted = await lifeline.line(reopen=False) is None
+        await session.screen(self._world.tmux, place)  # by its answer tmux has read what was printed before this
+        shown = await session.last_words(self._world.tmux, place)
+        return NeverStartedError(f"its launcher ended with code {code[:3]} before that; its screen: {shown}")
 
     async def _shell_ended(self, place: session.Place) -> NeverStartedError:
         shown = await session.last_words(self._world.tmux, place)

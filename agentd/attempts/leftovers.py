@@ -91,6 +91,17 @@ async def _try_session(found: session.Found, world: World, unsure: list[session.
         unsure.append(found)
 
 
+async def end_sessions_of(world: World, run: str) -> None:
+    """End whatever session has the mark of a run that is over.
+
+    Raises:
+        TmuxUnknownError: if nobody knows whether there is none.
+    """
+    for one in await session.find_all(world.tmux, world.instance):
+        if one.run == run:
+            await end_session(one, world)
+
+
 async def end_session(found: session.Found, world: World) -> None:
     """End a session of ours that no run of this agentd has, with what its attempt left.
 

@@ -1,11 +1,13 @@
 """An agent's tmux session: find, create, respawn, type, interrupt, kill."""
 
 import contextlib
+import os
 from collections.abc import Mapping
 
 import attrs
+import trio
 
-from agentd.errors import TmuxError, TmuxUnknownError
+from agentd.errors import TmuxError, TmuxServerGoneError, TmuxUnknownError
 from agentd.processes.scan import read_stat
 from agentd.tmux.connection import Tmux
 from agentd.tmux.protocol import escape_format
@@ -16,6 +18,12 @@ MARK = "AGENTD_SESSION"
 
 LAST_LINES, LAST_CHARACTERS = 5, 400
 """How much of the screen tells why a harness never started."""
+
+LOSS_LIMIT = 2.0
+"""Seconds for the question what is gone."""
+SERVER_END_LIMIT = 0.5
+"""Seconds that a server takes to end, once its sessions or clients have."""
+_SERVER_GONE = "the tmux server is gone"
 
 _EXIT = "@agentd_exit"
 """A session option in which the launch script leaves how the harness ended, in case that nobody listens."""
@@ -115,10 +123,14 @@ async def _run_of(tmux: Tmux, place: Place, mark: str) -> str | None:
 
 
 async def exit_said(tmux: Tmux, place: Place, tag: str) -> str | None:
-    """The exit code that the attempt of that tag has left in its session, as it says, or None."""
+    """The exit code that the attempt of that tag has left in its session, as it says, or None.
+
+    Raises:
+        TmuxUnknownError: if nobody knows.
+    """
     try:
         lines = await _command(tmux, place, "show-options", "-q", "-v", "-t", place.session, _EXIT)
-    except (TmuxError, TmuxUnknownError):
+    except TmuxError:
         return None
     said, _, code = (lines[0] if lines else "").partition(" ")
     return code if said == tag else None
@@ -170,11 +182,46 @@ async def press_interrupt(tmux: Tmux, place: Place, patience: float) -> None:
     await _command(tmux, place, "send-keys", "-t", place.pane, "C-c", timeout=patience)
 
 
-async def kill(tmux: Tmux, place: Place) -> None:
-    """End pane and session; that either is gone already is fine. A grouped session would keep the pane otherwise."""
+async def loss(tmux: Tmux, place: Place) -> str | None:
+    """What is gone of a place, in words; nothing is said where all of it is there, and None where nobody knows."""
+    ask = ("list-panes", "-s", "-t", place.session, "-F", "#{pane_id} #{pane_dead}")
+    try:
+        lines = await _command(tmux, place, *ask, timeout=LOSS_LIMIT)
+    except TmuxServerGoneError:
+        return _SERVER_GONE
+    except TmuxError:  # a server that is told to end ends its sessions first, and may answer yet
+        return _SERVER_GONE if await _server_ends(place.server) else "its tmux session is gone"
+    except TmuxUnknownError:
+        return _SERVER_GONE if await _server_ends(place.server) else None
+    if f"{place.pane} 1" in lines:
+        return "its shell has ended"
+    return "" if f"{place.pane} 0" in lines else "its tmux pane was closed"
+
+
+async def _server_ends(server: int) -> bool:
+    """Whether a server, which seems to be about to, has ended."""
+    try:
+        pidfd = os.pidfd_open(server)
+    except OSError:
+        return True
+    try:
+        with trio.move_on_after(SERVER_END_LIMIT):
+            await trio.lowlevel.wait_readable(pidfd)
+            return True
+        return False
+    finally:
+        os.close(pidfd)
+
+
+async def kill(tmux: Tmux, place: Place, patience: float = 10.0) -> None:
+    """End pane and session; that either is gone already is fine. A grouped session would keep the pane otherwise.
+
+    Raises:
+        TmuxUnknownError: if nobody knows whether they ended.
+    """
     for command in ("kill-pane", place.pane), ("kill-session", place.session):
         try:
-            await _command(tmux, place, command[0], "-t", command[1])
+            await _command(tmux, place, command[0], "-t", command[1], timeout=patience)
         except TmuxError:
             continue
 

@@ -52,6 +52,8 @@ class AttemptState:
     """Whether something may come of the attempt: its shell was told to start it."""
     accounted: bool = False
     """Whether it is known what the shell made of that."""
+    swept: bool = False
+    """Whether nothing of it is left, and nothing can come: what is in its shell from now on is an admin's."""
     launcher: int | None = None
     launcher_ticks: int | None = None
     harness: int | None = None
@@ -89,6 +91,7 @@ class AttemptState:
             "place": None if self.place is None else attrs.asdict(self.place),
             "typed": self.typed,
             "accounted": self.accounted,
+            "swept": self.swept,
             "launcher": self.launcher,
             "launcher_ticks": self.launcher_ticks,
             "harness": self.harness,
@@ -103,6 +106,7 @@ class AttemptState:
         cgroup = remembered.get("cgroup")
         if cgroup is not None:
             self.cgroup = Cgroup(Path(cgroup))
+        self.swept = remembered.get("swept", False)
 
     def launcher_stat(self) -> Stat | None:
         """The launcher, if it lives."""

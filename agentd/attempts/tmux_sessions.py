@@ -13,7 +13,7 @@ from agentd.attempts import session
 from agentd.attempts.attempt import TmuxAttempt
 from agentd.attempts.cgroups import Cgroups
 from agentd.attempts.leftovers import end_leftovers
-from agentd.attempts.memory import Memory
+from agentd.attempts.memory import Memory, Remembered
 from agentd.attempts.state import World, remembered_place
 from agentd.errors import TmuxError, TmuxUnknownError
 from agentd.lifecycle import State
@@ -50,9 +50,12 @@ class TmuxSessions:
         remembered = self._memory.read()
         try:
             found = await session.find_all(self.world.tmux, self.world.instance)
+            return await self._recover(remembered, found)
         except (TmuxError, TmuxUnknownError) as error:
             _log.warning("nobody knows what an earlier agentd left behind, so nothing is launched yet: %s", error)
             return None
+
+    async def _recover(self, remembered: Remembered, found: list[session.Found]) -> tuple[RunNote, ...] | None:
         # Of a run that nobody can read, and that has no session any more, nothing is left that could be somebody's.
         untouchable = remembered.unreadable & {one.run for one in found if one.run is not None}
         self.world.untouchable.update(untouchable)

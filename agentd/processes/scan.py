@@ -88,6 +88,12 @@ def is_alive(pid: int) -> bool:
     return stat is not None and not stat.dead
 
 
+def is_halted(pid: int) -> bool:
+    """Tell whether a process was stopped, and does nothing until it is told to go on."""
+    stat = read_stat(pid)
+    return stat is not None and stat.state in "Tt"
+
+
 def descends(pid: int, ancestor: int) -> bool:
     """Tell whether a process comes from another one, as far as all between them live."""
     for _ in range(_MOST_ANCESTORS):

@@ -243,6 +243,11 @@ def renew_socket(settings: Settings, server: int) -> None:
     _signal(server, settings.agent_user.uid, "tmux: server", b"", signal.SIGUSR1)
 
 
+def resume_server(settings: Settings, server: int) -> None:
+    """Have a stopped server go on; that this pid is the server's is the agents' word."""
+    _signal(server, settings.agent_user.uid, "tmux: server", b"", signal.SIGCONT)
+
+
 def renew_sockets(settings: Settings) -> bool:
     """Have every server that was started for this socket make it anew; return whether there is any."""
     words = b"\0-S\0" + os.fsencode(settings.tmux_socket) + b"\0"

@@ -2,15 +2,16 @@
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import attrs
 import trio
 
-from agentd.errors import StartupError, TmuxError, TmuxUnknownError
+from agentd.errors import StartupError, TmuxError, TmuxHaltedError, TmuxServerGoneError, TmuxUnknownError
 from agentd.process_context import ONLY_OURS
+from agentd.processes.scan import is_alive, is_halted
 from agentd.settings import Settings
 from agentd.tmux.admins import admit_admins
 from agentd.tmux.client import (
@@ -22,6 +23,7 @@ from agentd.tmux.client import (
     printable,
     renew_socket,
     renew_sockets,
+    resume_server,
 )
 from agentd.tmux.socket import is_missing, make_way, refuse_other_file, remove_socket, share_socket, socket_identity
 from agentd.tmux.unit import start_unit, unit_cgroup, withdraw_start
@@ -48,6 +50,7 @@ _SOCKET_LOOK = 5.0
 _SOCKET_PATIENCE = 0.2
 _SOCKET_RETURN = 4.0
 _SOCKET_POLL = 0.02
+_LATER_PAUSE = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +82,9 @@ class Tmux:
         self._cgroup: Path | None = None
         self._socket_missing = False
         self._socket_warning = ""
+        self._server_halted = False
+        self._later: list[Callable[[], Awaitable[object]]] = []
+        self._more_later = trio.Event()
 
     @property
     def connected(self) -> bool:
@@ -98,7 +104,8 @@ class Tmux:
     ) -> tuple[str, ...]:
         """Have tmux run one command, after all that were asked before, and return the lines that it prints.
 
-        With the pid of a `server` it is for that one only: a new server counts its ids from 0 again.
+        With the pid of a `server` it is for that one only: a new server counts its ids from 0 again. Of one that is
+        gone, or stopped, nobody waits for an answer.
 
         TmuxError is tmux's no. TmuxUnknownError (no connection, or no answer in time) does not say whether the command
         was carried out, or will be yet: after one that changes something, as after its cancellation, the caller must
@@ -106,17 +113,32 @@ class Tmux:
         """
         request = Request(*args)
         client: Client | None = None
+        if server is not None and not is_alive(server):
+            message = f"tmux {request.name}: its server (pid {server}) is gone"
+            raise TmuxServerGoneError(message)
+        if server is not None and is_halted(server):
+            message = f"tmux {request.name} was not sent: its server (pid {server}) is stopped"
+            raise TmuxHaltedError(message)
         with trio.move_on_after(timeout):
             client = await self._wait_client()
             if server not in (None, self._server):
                 message = f"tmux {request.name}: its server (pid {server}) is gone"
-                raise TmuxError(message)
+                raise TmuxServerGoneError(message)
             return await client.ask(request)
         if client is not None:
             client.end_if_silent()
         verb = "sent" if request.sent_at is None else "answered"
         message = f"tmux {request.name} was not {verb} within {timeout:g} s"
         raise TmuxUnknownError(message)
+
+    def later(self, job: Callable[[], Awaitable[object]]) -> None:
+        """Have something done as soon as tmux answers again: at once, or later, or at the end of the server.
+
+        It may be done twice, and is tried again where it raises TmuxUnknownError.
+        """
+        self._later.append(job)
+        more, self._more_later = self._more_later, trio.Event()
+        more.set()
 
     async def end_server(self) -> ServerEnd:
         """End the server, unless sessions other than the control session live in it, and wait until it is gone."""
@@ -130,9 +152,9 @@ class Tmux:
                 return ServerEnd(str(error))
             except TmuxUnknownError as error:
                 end = ServerEnd(str(error))
-                if self.connected:
+                if self.connected and not is_halted(self._server):
                     break
-                # The connection was lost, and will be there again in a moment.
+                # The connection was lost, and will be there again in a moment; or the server was just stopped.
         return end
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -199,6 +221,13 @@ class Tmux:
         changed.set()
 
     async def _end_server(self) -> ServerEnd:
+        if is_halted(self._server):
+            _log.warning("the tmux server (pid %d) is stopped: has it go on, so that it can end", self._server)
+            resume_server(self._settings, self._server)
+        with trio.move_on_after(_END_TIMEOUT):
+            for job in tuple(self._later):
+                with suppress(TmuxError, TmuxUnknownError):
+                    await job()
         sessions = await self.command("list-sessions", "-F", "#{session_name}", timeout=_END_TIMEOUT)
         others = [name for name in sessions if name != CONTROL_SESSION]
         if others:
@@ -250,10 +279,12 @@ class Tmux:
                 try:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(admit_admins, self._settings, client)
+                        nursery.start_soon(self._do_later)
                         while not client.lost.is_set():
                             with trio.move_on_after(_SOCKET_LOOK):
                                 await client.lost.wait()
                             client.resume()
+                            self._mind_server()
                             if not self._ending:
                                 await self._mind_socket()
                         nursery.cancel_scope.cancel()
@@ -296,6 +327,33 @@ class Tmux:
             await trio.sleep(_SOCKET_PATIENCE)
             self._share_socket()
         self._socket_missing = missing
+
+    async def _do_later(self) -> None:
+        """Do what had to wait for an answer of tmux, and wait for more of that."""
+        while True:
+            while self._later:
+                job = self._later[0]
+                try:
+                    if is_halted(self._server):
+                        await trio.sleep(_LATER_PAUSE)
+                        continue
+                    await job()
+                except TmuxUnknownError:
+                    await trio.sleep(_LATER_PAUSE)
+                    continue
+                except TmuxError as error:
+                    _log.warning("what tmux was still to do failed: %s", error)
+                self._later.remove(job)
+            await self._more_later.wait()
+
+    def _mind_server(self) -> None:
+        """Say when the server was stopped, and when it goes on: until then it answers nobody, and agents live on."""
+        halted = is_halted(self._server)
+        if halted and not self._server_halted:
+            _log.warning("the tmux server (pid %d) is stopped: agents go on, and none is started", self._server)
+        elif self._server_halted and not halted:
+            _log.info("the tmux server (pid %d) goes on", self._server)
+        self._server_halted = halted
 
     def _is_socket_missing(self) -> bool:
         return not os.path.lexists(self._settings.tmux_socket)

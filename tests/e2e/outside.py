@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -52,6 +52,23 @@ def processes_with(word: str) -> dict[int, str]:
                 if os.fsencode(word) in line + (entry / "environ").read_bytes() and lives(int(entry.name)):
                     found[int(entry.name)] = line.replace(b"\0", b" ").decode(errors="replace")[:200]
     return found
+
+
+def state_of(pid: int) -> str:
+    """What a process does, as one letter."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@contextmanager
+def halted(pid: int) -> Iterator[None]:
+    """Have a process stand still."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_for(lambda: state_of(pid) == "T", "its standstill")
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 class Start:
@@ -294,6 +311,12 @@ class World:
             self.signal(signal.SIGTERM)
         return self.process.wait(seconds)
 
+    def crash(self) -> None:
+        """Kill agentd, and nothing else."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
     def close(self) -> None:
         """Stop agentd, take the directory away, and fail if anything at all is left."""
         try:
@@ -366,6 +389,10 @@ class World:
             message = f"{error}: it is {self.status(name)}"
             raise AssertionError(message) from None
 
+    def wait_gone(self, name: str, *, seconds: float = PATIENCE) -> None:
+        """Wait until agentd has the agent no more."""
+        wait_for(lambda: name not in self.agents(), f"{name} is gone", seconds=seconds)
+
     def wait_ready(self, name: str, number: int = 1, *, seconds: float = PATIENCE) -> Start:
         """Wait until the harness has come up for that time, and until agentd knows."""
         start = Start(self.records / name / str(number))
@@ -386,6 +413,18 @@ class World:
         command = [shutil.which("tmux") or "tmux", "-u", "-S", str(self.tmux_socket), *words]
         return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=PATIENCE, check=check)
 
+    def server(self) -> int:
+        """The pid of the tmux server."""
+        return int(self.tmux("display-message", "-p", "#{pid}").stdout)
+
+    def client(self) -> int:
+        """The pid of agentd's client of tmux."""
+        clients = (
+            line.split()
+            for line in self.tmux("list-clients", "-F", "#{client_pid} #{session_name}").stdout.splitlines()
+        )
+        return next(int(pid) for pid, session in clients if session == "_agentd")
+
     def sessions(self) -> list[str]:
         """The sessions that are not agentd's own."""
         answer = self.tmux("list-sessions", "-F", "#{session_name}", check=False)
@@ -399,6 +438,10 @@ class World:
         """Type a line into the session's shell."""
         self.tmux("send-keys", "-l", "-t", f"={session}:", line)
         self.tmux("send-keys", "-t", f"={session}:", "Enter")
+
+
+NOBODY = "mixtape = 'a card that wants no agents'\n"
+"""A card."""
 
 
 def own_user() -> str:

@@ -2,23 +2,14 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.outside import Start, World, lives, processes_with, wait_for
+from tests.e2e.outside import Start, World, halted, lives, processes_with, state_of, wait_for
 
 LEFTOVER = "ends a session that an earlier agentd, or attempt, left behind"
 NOBODY = "mixtape = 'a card that wants no agents'\n"
-
-
-def _crash(world: World) -> None:
-    """Kill agentd as nothing else can."""
-    assert world.process is not None
-    world.process.kill()
-    world.process.wait()
 
 
 def _forget(world: World) -> None:
@@ -29,33 +20,14 @@ def _forget(world: World) -> None:
 
 def _crash_with_tmux(world: World) -> None:
     """Kill agentd, its client of tmux, and end the tmux server; return when all three are gone."""
-    server = int(world.tmux("display-message", "-p", "#{pid}").stdout)
+    server = world.server()
     clients = [pid for pid, line in processes_with(str(world.tmux_socket)).items() if " -C " in line and pid != server]
     assert clients
-    _crash(world)
+    world.crash()
     for pid in clients:
         os.kill(pid, signal.SIGKILL)
     world.tmux("kill-server")
     wait_for(lambda: not any(map(lives, (server, *clients))), "the end of tmux")
-
-
-@contextmanager
-def _halted(pid: int) -> Iterator[None]:
-    """Have a process stand still."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        wait_for(lambda: _state(pid) == "T", "its standstill")
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
-def _server(world: World) -> int:
-    return int(world.tmux("display-message", "-p", "#{pid}").stdout)
-
-
-def _state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _write_rc(world: World, text: str) -> None:
@@ -93,7 +65,7 @@ def test_stop_while_ending_leftovers(world: World) -> None:
     world.write_card(world.agent("a", env={"IGNORE": "INT TERM HUP", "FORK": "setsid ignorer"}))
     world.start()
     first = world.wait_ready("a")
-    _crash(world)
+    world.crash()
     _forget(world)
     assert lives(first.pid)
     world.spawn()
@@ -117,7 +89,7 @@ def test_leftovers_end_first(world: World, name: str, without_tmux: bool) -> Non
     if without_tmux:
         _crash_with_tmux(world)
     else:
-        _crash(world)
+        world.crash()
     _forget(world)
     assert lives(first.pid)
     world.write_card(world.agent(name, env=env))
@@ -135,7 +107,7 @@ def test_tmux_ends_while_ending_leftovers(world: World) -> None:
     world.write_card(world.agent("a", env={"IGNORE": "INT TERM HUP"}))
     world.start()
     first = world.wait_ready("a")
-    _crash(world)
+    world.crash()
     _forget(world)
     world.spawn()
     world.wait_log(LEFTOVER)
@@ -153,7 +125,7 @@ def test_start_while_tmux_hangs(world: World) -> None:
     world.write_card(world.agent("a"))
     world.start()
     _wait_keys(world, "a")
-    with _halted(_server(world)):
+    with halted(world.server()):
         gate.touch()
         start = Start(world.records / "a" / "1")
         wait_for(start.is_ready, "the start")
@@ -168,7 +140,7 @@ def test_stop_while_tmux_hangs(world: World, removed: bool) -> None:
     world.write_card(world.agent("a", grace_period="30s"))
     world.start()
     start = world.wait_ready("a")
-    with _halted(_server(world)):
+    with halted(world.server()):
         began = time.time()
         if removed:
             world.write_card_text(NOBODY)
@@ -268,9 +240,9 @@ def test_background_with_another_in_front(world: World) -> None:
     world.start()
     start = world.wait_ready("a")
     world.tmux("send-keys", "-t", "=a:", "C-z")
-    wait_for(lambda: _state(start.pid) == "T", "the suspension")
+    wait_for(lambda: state_of(start.pid) == "T", "the suspension")
     world.type("a", "bg")
-    wait_for(lambda: _state(start.pid) != "T", "the continuation")
+    wait_for(lambda: state_of(start.pid) != "T", "the continuation")
     world.type("a", "cat")
     ask = ("display-message", "-p", "-t", "=a:", "#{pane_current_command}")
     wait_for(lambda: world.tmux(*ask).stdout == "cat\n", "the admin's command")
@@ -290,7 +262,7 @@ def test_agentd_stands_still(world: World) -> None:
     _wait_keys(world, "a")
     shell = int(world.tmux("display-message", "-p", "-t", "=a:", "#{pane_pid}").stdout)
     assert world.process is not None
-    with _halted(world.process.pid):
+    with halted(world.process.pid):
         gate.touch()
         start = Start(world.records / "a" / "1")
         wait_for(start.is_ready, "the start")

@@ -11,14 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.outside import Start, World, lives, wait_for
-
-
-def _crash(world: World) -> None:
-    """Kill agentd, and nothing else."""
-    assert world.process is not None
-    world.signal(signal.SIGKILL)
-    world.process.wait()
+from tests.e2e.outside import Start, World, halted, lives, wait_for
 
 
 def _events(start: Start) -> list[str]:
@@ -32,7 +25,7 @@ def test_a_running_agent_is_taken_over(world: World) -> None:
     os.kill(world.wait_ready("a").pid, signal.SIGTERM)
     second = world.wait_ready("a", 2)
     before = world.status("a")
-    _crash(world)
+    world.crash()
     world.start()
     assert world.status("a") == before
     assert before["restarts"] == 1
@@ -48,14 +41,19 @@ def test_a_running_agent_is_taken_over(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("policy", "code", "state", "starts"),
-    [("no", "0", "completed", 1), ("no", "3", "failed", 1), ("on-failure", "3", "running", 2)],
+    [
+        ("no", "0", "completed", 1),
+        ("no", "1", "failed", 1),
+        ("no", "143", "failed", 1),
+        ("on-failure", "137", "running", 2),
+    ],
 )
 def test_an_end_meanwhile_is_known(world: World, policy: str, code: str, state: str, starts: int) -> None:
     """What ended while no agentd was there has its exit code, and the policy does with it what it says."""
     world.write_card(world.agent("a", restart=policy, env={"EXIT": code}))
     world.start()
     first = world.wait_ready("a")
-    _crash(world)
+    world.crash()
     os.kill(first.pid, signal.SIGINT)
     wait_for(lambda: not lives(first.launcher), "the end of the launcher")
     world.start()
@@ -73,7 +71,7 @@ def test_an_ended_agent_stays_ended(world: World, code: str, state: str) -> None
     world.write_card(world.agent("a", env={"AFTER": "0", "EXIT": code}))
     world.start()
     before = world.wait_status("a", state=state)
-    _crash(world)
+    world.crash()
     world.start()
     assert world.status("a") == before
     assert world.sessions() == ["a"]
@@ -86,7 +84,7 @@ def test_a_backoff_goes_on(world: World) -> None:
     world.write_card(world.agent("a", restart="always", max_restarts=1, restart_delay_max="3s", env={"AFTER": "0"}))
     world.start()
     before = world.wait_status("a", state="backoff")
-    _crash(world)
+    world.crash()
     world.start()
     assert world.status("a")["next_restart_at"] == before["next_restart_at"]
     status = world.wait_status("a", state="failed")
@@ -99,7 +97,7 @@ def test_a_deadline_stays(world: World) -> None:
     world.start()
     first = world.wait_ready("a")
     before = world.status("a")["deadline_at"]
-    _crash(world)
+    world.crash()
     world.start()
     assert world.status("a")["deadline_at"] == before
     world.wait_status("a", state="failed", reason="timed_out")
@@ -112,7 +110,7 @@ def test_a_card_that_changed_meanwhile(world: World, change: str) -> None:
     world.write_card(world.agent("a", env={"LINGER": "0.5"}), world.agent("b"))
     world.start()
     first, other = world.wait_ready("a"), world.wait_ready("b")
-    _crash(world)
+    world.crash()
     world.write_card(*([world.agent("a", env={"RUN": "2"})] if change == "changed" else []), world.agent("b"))
     world.start()
     if change == "changed":
@@ -130,7 +128,7 @@ def test_without_a_card_nothing_is_touched(world: World, text: str | None) -> No
     good = world.card.read_text()
     world.start()
     first = world.wait_ready("a")
-    _crash(world)
+    world.crash()
     if text is None:
         world.card.unlink()
     else:
@@ -153,7 +151,7 @@ def test_an_unreadable_prompt_is_waited_for(world: World) -> None:
     world.write_card(world.agent("a", prompt_file=str(prompt), restart="always"))
     world.start()
     first = world.wait_ready("a")
-    _crash(world)
+    world.crash()
     prompt.unlink()
     world.start()
     assert world.status("a")["pid"] == first.pid
@@ -178,7 +176,7 @@ def test_a_lost_session(world: World, kill: Callable[[World], None]) -> None:
     world.write_card(world.agent("a", env={"IGNORE": "HUP"}))
     world.start()
     first = world.wait_ready("a")
-    _crash(world)
+    world.crash()
     kill(world)
     wait_for(lambda: "HUP" in _events(first), "the hang-up")
     world.start()
@@ -195,7 +193,7 @@ def test_what_ended_unheard_is_swept(world: World) -> None:
     world.start()
     wait_for(lambda: list(world.run_dir.glob("*/launch")), "the script")
     _typed(world)
-    _crash(world)
+    world.crash()
     gate.touch()
     start = Start(world.records / "a" / "1")
     wait_for(lambda: start.is_ready() and not lives(start.launcher), "the end of the launcher")
@@ -219,11 +217,12 @@ def test_a_stop_that_agentd_did_not_survive(world: World) -> None:
     first, slow = world.wait_ready("a"), world.wait_ready("b")
     world.signal(signal.SIGTERM)
     wait_for(lambda: not lives(first.launcher) and "INT" in _events(slow), "the stop")
-    _crash(world)
+    world.crash()
     world.start()
     world.wait_ready("a", 2)
     assert (world.status("a")["restarts"], world.status("a").get("exit")) == (0, None)
     world.signal(signal.SIGTERM)  # the slow one is in its second grace period
+    wait_for(lambda: world.log.count("SIGTERM: stops the agents") == 2, "the signal")
     world.signal(signal.SIGTERM)
 
 
@@ -232,7 +231,7 @@ def test_a_lost_session_is_interrupted_all_the_same(world: World) -> None:
     world.write_card(world.agent("a", env={"IGNORE": "HUP"}))
     world.start()
     first = world.wait_ready("a")
-    _crash(world)
+    world.crash()
     _kill_session(world)
     wait_for(lambda: "HUP" in _events(first), "the hang-up")
     world.start()
@@ -262,7 +261,7 @@ def test_after_a_reboot(world: World) -> None:
     world.write_card(world.agent("a", env={"AFTER": "0"}))
     world.start()
     world.wait_status("a", state="completed")
-    _crash(world)
+    world.crash()
     (note,) = world.run_dir.glob("*.json")
     content = json.loads(note.read_text())
     note.write_text(json.dumps(content | {"life": "another"}))
@@ -291,7 +290,7 @@ def test_an_unknown_note(world: World, alter: Callable[[Path], None]) -> None:
     world.write_card(world.agent("a"), world.agent("b"))
     world.start()
     first, other = world.wait_ready("a"), world.wait_ready("b")
-    _crash(world)
+    world.crash()
     (note,) = (path for path in world.run_dir.glob("*.json") if '"a"' in path.read_text())
     alter(note)
     world.start()
@@ -316,7 +315,7 @@ def test_crashes_at_any_moment(world: World) -> None:
     for step in range(16):
         world.spawn()
         time.sleep(0.25 + step * 0.03)  # from before the first launch to after the last; a moment, and no event
-        _crash(world)
+        world.crash()
     world.start()
     for name in names:
         start = wait_for(partial(_only_living, world, name), f"one living {name}")
@@ -328,6 +327,53 @@ def _only_living(world: World, name: str) -> Start | None:
     return living[0] if len(living) == 1 else None
 
 
+def test_a_kept_shell_is_an_admins(world: World) -> None:
+    """What an admin has started in the shell of an agent that had ended is not looked for by the next agentd."""
+    world.write_card(world.agent("a", env={"AFTER": "0", "FORK": "setsid"}))
+    world.start()
+    world.wait_status("a", state="completed")
+    wait_for(lambda: '"swept": true' in next(world.run_dir.glob("*.json")).read_text(), "the note of its sweep")
+    pids = world.top / "pids"
+    world.type("a", f"(nohup sleep 1000 >/dev/null 2>&1 & echo $! >>{pids}); sleep 1000 & echo $! >>{pids}")
+    wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2, "the commands")
+    admins = pids.read_text().split()
+    world.crash()
+    world.start()
+    world.write_card(world.agent("a", env={"AFTER": "0", "FORK": "setsid"}), world.agent("b"))
+    world.wait_ready("b")
+    assert all(lives(int(pid)) for pid in admins)
+    assert world.status("a")["state"] == "completed"
+    for pid in admins:
+        os.kill(int(pid), signal.SIGKILL)  # the one that has left the shell's session is nobody's
+
+
+def test_an_unreadable_prompt_while_it_starts(world: World) -> None:
+    """What came up in a launch that was under way is not begun anew, though its prompt cannot be read just then."""
+    gate = world.home / "gate"
+    (world.home / ".bash_profile").write_text(f"until [ -e {gate} ]; do sleep 0.05; done\n")
+    prompt = world.top / "prompt"
+    prompt.write_text("do it")
+    world.write_card(world.agent("a", prompt_file=str(prompt), restart="always"))
+    world.start()
+    wait_for(lambda: list(world.run_dir.glob("*/launch")), "the script")
+    _typed(world)
+    assert world.process is not None
+    with halted(world.process.pid):
+        gate.touch()
+        first = Start(world.records / "a" / "1")
+        wait_for(first.is_ready, "the start")
+        world.crash()
+    prompt.unlink()
+    world.start()
+    assert world.wait_ready("a").pid == first.pid
+    assert first.argv == ["agent", "do it"]
+    os.kill(first.pid, signal.SIGTERM)
+    world.wait_status("a", running=False)
+    prompt.write_text("do it")
+    world.wait_ready("a", 2)
+    assert world.status("a")["restarts"] == 1
+
+
 def test_a_crash_before_the_shell_is_ready(world: World) -> None:
     """What agentd had typed into a shell that was not ready yet comes up once, or is begun anew."""
     gate = world.home / "gate"
@@ -337,7 +383,7 @@ def test_a_crash_before_the_shell_is_ready(world: World) -> None:
     world.start()
     world.wait_status("a", state="starting")
     wait_for(lambda: list(world.run_dir.glob("*/launch")), "the script")
-    _crash(world)
+    world.crash()
     world.spawn()
     gate.touch()
     world.wait_api()

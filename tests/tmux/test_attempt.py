@@ -25,6 +25,7 @@ from tests.tmux.connections import generation, lost, reconnected
 
 SHELLS = [name for name in ("bash", "dash", "zsh") if shutil.which(name)]
 PATIENCE = 15.0
+NAMED = (("a", 1), ("b", 2))
 
 
 class World:
@@ -274,16 +275,74 @@ async def test_cancelled_launch(world: World, tmp_path: Path, after: float) -> N
 
 
 async def test_prompt_of_a_launch_that_fails(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launcher that ends before its harness runs has shown nothing of the command line: the message would tell it."""
-    monkeypatch.setattr(launch, "START_LIMIT", 2)
+    """A launcher that ends before its harness runs is known at once, and so is why, but nothing of its command line."""
     for name in (".bash_profile", ".profile"):
         (tmp_path / "home" / name).write_text("ulimit -s 512\n")
     attempt = world.attempt("true", "hunter2 " * 40, "x" * 100_000, env={"BIG": "x" * 40_000})
-    with pytest.raises(NeverStartedError, match="too long") as caught:
+    with trio.fail_after(10), pytest.raises(NeverStartedError, match=r"ended with code 126 .*too long") as caught:
         await attempt.launch()
     assert "hunter2" not in str(caught.value)
     assert await attempt.sweep() == 0
+    await world.type("touch usable")
+    await until((tmp_path / "usable").exists)
     await attempt.close()
+
+
+async def test_exit_that_tmux_does_not_tell_yet(world: World) -> None:
+    """The code of an end that nobody heard is waited for while the tmux server stands still; in a stop it is not."""
+    attempts = [world.attempt("sh", "-c", "read x; exit 7", name=name, number=number) for name, number in NAMED]
+    (server,) = await world.sessions.world.tmux.command("display-message", "-p", "#{pid}")
+    for attempt in attempts:
+        await attempt.launch()
+        assert attempt.state.lifeline is not None
+        attempt.state.lifeline.close()
+        attempt.state.lifeline, attempt._taken_over = None, True
+        await world.sessions.world.tmux.command("send-keys", "-t", f"={attempt._agent.session}:", "Enter")
+        await until(attempt.is_over)
+    waits, stops = attempts
+    told = []
+    os.kill(int(server), signal.SIGSTOP)
+    try:
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                told.append(await waits.ended())
+
+            nursery.start_soon(wait)
+            await stops.interrupt(again=False)
+            with trio.fail_after(2):
+                assert (await stops.ended()).how is How.KILLED
+            assert told == []
+            os.kill(int(server), signal.SIGCONT)
+    finally:
+        os.kill(int(server), signal.SIGCONT)
+    assert [ended.code for ended in told] == [7]
+    for attempt in attempts:
+        await _end(attempt)
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "directory", "nothing"])
+async def test_lifeline_replaced(world: World, tmp_path: Path, kind: str) -> None:
+    """Whatever is in the place of the lifeline of an attempt that is taken over, its end is known all the same."""
+    attempt = world.attempt("sh", "-c", "read x; exit 7")
+    await attempt.launch()
+    assert attempt.state.lifeline is not None
+    attempt.state.lifeline.close()
+    attempt.state.lifeline, attempt._taken_over = None, True
+    lifeline = world.lifeline()
+    lifeline.unlink()
+    match kind:
+        case "file":
+            lifeline.write_text("exit 0\n")
+        case "link":
+            lifeline.symlink_to(tmp_path / "nowhere")
+        case "directory":
+            lifeline.mkdir()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.type, "")
+        assert (await attempt.ended()).code == 7
+    await _end(attempt)
+    assert world.written() == []
 
 
 async def test_restart_in_the_same_session(world: World) -> None:

@@ -279,10 +279,12 @@ async def test_an_attempt_is_taken_over_while_it_runs(world: World) -> None:
         attempt = world.attempt(Play(exits_on=1, interrupt_code=7))
         await attempt.launch()
         await world.ready()
+        assert not attempt.is_over()
         world.sessions.remember(_note(State.RUNNING), attempt)
         world.succeed(attempt)
         assert await world.sessions.recover() is not None
         adopted = world.sessions.adopt(_again())
+        assert not adopted.is_over()
         assert await adopted.interrupt(again=False) is False
         assert (await adopted.ended()).code == 7
         assert await adopted.sweep() == 0
@@ -302,7 +304,9 @@ async def test_an_end_that_nobody_saw_is_told_with_its_code(world: World) -> Non
             assert recovered is not None
             assert [note.status.state for note in recovered] == [State.RUNNING]
             adopted = world.sessions.adopt(_again())
+            assert adopted.is_over()
             assert (await adopted.ended()).code == 5
+            assert adopted.is_over()
             assert await adopted.sweep() == 0
             await adopted.close()
             world.sessions.forget("abc")
@@ -318,6 +322,21 @@ async def test_a_launch_that_was_under_way_goes_on_or_begins_anew(world: World) 
         adopted = world.sessions.adopt(_request(world.effective, 1, None))
         assert await adopted.launch() > 1
         assert (await adopted.ended()).code == 6
+        assert await adopted.sweep() == 0
+        await adopted.close()
+
+
+async def test_a_launch_that_was_under_way_is_not_begun_anew_with_a_stand_in(world: World) -> None:
+    """Of what nothing has come, and only the note tells what it was, the launch is blocked, and nothing runs."""
+    with trio.fail_after(BOUND):
+        attempt = world.attempt(Play())
+        note = _note(State.STARTING)
+        world.sessions.remember(note, attempt)
+        world.succeed(attempt)
+        assert await world.sessions.recover() is not None
+        adopted = world.sessions.adopt(AttemptRequest(effective=note.stand_in(), run="abc", number=1))
+        with pytest.raises(LaunchBlockedError):
+            await adopted.launch()
         assert await adopted.sweep() == 0
         await adopted.close()
 

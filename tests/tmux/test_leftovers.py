@@ -21,6 +21,7 @@ from agentd.resolve import EffectiveAgent
 from agentd.sessions import AttemptRequest
 from agentd.settings import Settings
 from agentd.tmux.connection import Tmux, open_tmux
+from tests.tmux.connections import generation, reconnected
 
 WORDS = "nobody knows whether"
 
@@ -89,7 +90,7 @@ class HaltingScanner(Scanner):
 
 
 async def kill_unanswering(tmux: Tmux, server: int, change: Callable[[], Awaitable[object]]) -> object:
-    """Kill a server that stands still, as soon as the change waits for its answer; return what comes of the change."""
+    """Kill a server that stands still, as soon as the change waits for it, or gives up; return what comes of that."""
     results = []
     try:
         with trio.fail_after(20):
@@ -99,7 +100,7 @@ async def kill_unanswering(tmux: Tmux, server: int, change: Callable[[], Awaitab
                     results.append(await change())
 
                 nursery.start_soon(do)
-                while tmux._client is None or not tmux._client._unanswered:  # noqa: ASYNC110 - nobody tells of it
+                while not results and (tmux._client is None or not tmux._client._unanswered):  # noqa: ASYNC110 - nobody tells of it
                     await trio.sleep(0.01)
                 os.kill(server, signal.SIGKILL)
     finally:
@@ -172,7 +173,9 @@ async def test_tmux_dies_in_the_midst(
     scanner = HaltingScanner(os.geteuid())
     scanner.server = int(server)
     halting = TmuxSessions(settings, tmux, scanner, time.time)
+    number = generation(tmux)
     assert await kill_unanswering(tmux, int(server), halting.recover) is None
+    await reconnected(tmux, number)
     assert sum(WORDS in record.getMessage() for record in caplog.records) == 1
     assert escaped.wait(5) == -signal.SIGTERM
     assert await sessions.recover() == ()

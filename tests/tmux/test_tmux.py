@@ -8,6 +8,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -17,6 +18,7 @@ import trio.testing
 
 from agentd.errors import StartupError, TmuxError, TmuxUnknownError
 from agentd.process_context import ONLY_OURS
+from agentd.processes.scan import is_halted
 from agentd.settings import AgentUser, Settings
 from agentd.tmux.client import CONTROL_SESSION, _command
 from agentd.tmux.connection import Tmux, open_tmux
@@ -392,9 +394,47 @@ async def test_end_of_a_killed_server(tmux: Tmux, settings: Settings) -> None:
     assert processes_of(settings) == []
 
 
-async def test_end_of_a_stopped_server(tmux: Tmux, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_end_of_a_stopped_server(tmux: Tmux, caplog: pytest.LogCaptureFixture) -> None:
+    """A server that was stopped is made to go on, does what it was to do before, and ends."""
+    caplog.set_level(logging.WARNING)
+    server = int(await ask(tmux, "#{pid}"))
+    await tmux.command("new-session", "-d", "-s", "later", "sleep 1000")
+    os.kill(server, signal.SIGSTOP)
+    with trio.fail_after(10):
+        while not is_halted(server):  # noqa: ASYNC110 - nobody tells of it
+            await trio.sleep(0.01)
+        with pytest.raises(TmuxUnknownError, match="is stopped"):
+            await tmux.command("kill-session", "-t", "=later", server=server)
+        tmux.later(partial(tmux.command, "kill-session", "-t", "=later", server=server))
+        assert await tmux.end_server()
+    assert "has it go on" in caplog.text
+
+
+async def test_done_later(tmux: Tmux) -> None:
+    """What could not be asked of a stopped server is done when it goes on, once, and without anybody's doing."""
+    server = int(await ask(tmux, "#{pid}"))
+    done = trio.Event()
+
+    async def job() -> None:
+        await tmux.command("set-option", "-g", "@later", "done", server=server)
+        done.set()
+
+    os.kill(server, signal.SIGSTOP)
+    try:
+        tmux.later(job)
+        await trio.sleep(0.1)
+        assert not done.is_set()
+    finally:
+        os.kill(server, signal.SIGCONT)
+    with trio.fail_after(10):
+        await done.wait()
+    assert await ask(tmux, "#{@later}") == "done"
+
+
+async def test_end_of_a_server_that_does_not_answer(tmux: Tmux, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that does not answer is not said to have ended."""
     monkeypatch.setattr("agentd.tmux.connection._END_TIMEOUT", 0.1)
+    monkeypatch.setattr("agentd.tmux.connection.resume_server", lambda *_: None)
     server = int(await ask(tmux, "#{pid}"))
     os.kill(server, signal.SIGSTOP)
     try:

@@ -188,7 +188,7 @@ async def test_requests(autojump_clock: MockClock, world: World) -> None:
     assert _asked(world) == [(1, 0, True), (2, 1, True), (3, 2, True)]
     requests = world.sessions.requests
     assert all(request.effective is effective and request.run == "run-1" for request in requests)
-    assert {note.deadline for note in world.sessions.noted[:-1]} == {60}
+    assert {note.deadline for note in world.sessions.noted[:-2]} == {60}
     first, second, third = (request.previous for request in requests)
     assert first is None
     assert isinstance(second, FakeAttempt)

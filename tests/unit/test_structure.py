@@ -23,7 +23,7 @@ _MODULES = sorted({_name(path) for path in _ROOT.rglob("*.py")} - {f"{package}._
 _ORDER = """
     __main__ cli daemon
     api.app api.server api.crowd api.socket
-    reconciler run announcer interrupt
+    reconciler run announcer interrupt looks
     testing
     attempts.tmux_sessions attempts.memory attempts.attempt attempts.launch attempts.leftovers attempts.state
     attempts.cgroups attempts.directory attempts.session attempts.obstacles attempts.script attempts.lifeline

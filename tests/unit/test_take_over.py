@@ -100,6 +100,26 @@ async def test_deadline(autojump_clock: MockClock, world: World, deadline: float
         assert (world.status().state, world.status().reason) == ("failed", "timed_out")
 
 
+@pytest.mark.parametrize(
+    ("policy", "told"), [("no", ("completed", "exited", 1)), ("always", ("failed", "timed_out", 1))]
+)
+async def test_ended_before_its_deadline_was_seen(
+    autojump_clock: MockClock, world: World, policy: str, told: tuple[str, str, int]
+) -> None:
+    """Who has ended by itself while nobody was there has not timed out, though its deadline has passed, too.
+
+    But where the policy has it restarted, its time is over.
+    """
+    effective = effective_of(timeout=30.0, restart=policy)
+    await leave(world, effective, Play(ends_after=0), deadline=-5.0)
+    async with reconciling(world, effective):
+        await until(10)
+        status = world.status()
+        assert (status.state, status.reason, status.restarts) == told
+        assert (status.exit is not None, len(world.times("launch"))) == (True, 1)
+        assert world.sessions.noted[-1].deadline is None
+
+
 @pytest.mark.parametrize("state", [State.COMPLETED, State.FAILED])
 async def test_ended(autojump_clock: MockClock, world: World, state: State) -> None:
     """Who has ended stays so, until the entry changes."""
@@ -185,14 +205,32 @@ async def test_unreadable_entry(autojump_clock: MockClock, world: World) -> None
 
 
 async def test_unreadable_starting(autojump_clock: MockClock, world: World) -> None:
-    """A launch that was under way for an entry that cannot be read is given up, and begun anew when it can."""
+    """A launch that was under way for an entry that cannot be read goes on: it needs nothing more of it."""
+    effective = effective_of(restart="always")
+    await leave(world, effective, Play(ends_after=3), State.STARTING)
+    await world.sessions.attempts["old", 2].launch()
+    async with reconciling(world, (effective.agent, UNREADABLE)) as at_work:
+        await until(1)
+        assert (world.status().state, world.status().attempt) == ("running", 2)
+        await until(20)
+        assert (world.status().running, len(world.times("launch"))) == (False, 1)
+        at_work.desk.want(effective)
+        await until(30)
+        assert (world.status().attempt, len(world.times("launch"))) == (3, 2)
+
+
+async def test_unreadable_and_not_started(autojump_clock: MockClock, world: World) -> None:
+    """A launch of which nothing has come, for an entry that cannot be read, is begun anew when it can."""
     effective = effective_of()
     await leave(world, effective, Play(), State.STARTING)
     async with reconciling(world, (effective.agent, UNREADABLE)) as at_work:
         await until(1)
         assert (world.times("sweep"), world.times("start")) == ([0], [])
+        assert (world.status().state, world.status().reason) == ("waiting", "recovering")
+        await until(20)
+        assert world.times("launch") == []
         at_work.desk.want(effective)
-        await until(10)
+        await until(30)
         assert len(world.times("start")) == 1
         assert world.status().attempt == 3
 
@@ -209,7 +247,7 @@ async def test_unreadable_ended(autojump_clock: MockClock, world: World) -> None
 
 
 async def test_what_is_remembered(autojump_clock: MockClock, world: World) -> None:
-    """Each step is noted when it is taken, a launch before it; nothing is after a clean stop."""
+    """Each step is noted when it is taken, a launch before it, a sweep after it; nothing is after a clean stop."""
     effective = effective_of(restart="always", max_restarts=1, timeout=60.0)
     world.sessions.script("a", Play(start_after=1, ends_after=2, code=3))
     async with reconciling(world, effective):
@@ -219,10 +257,12 @@ async def test_what_is_remembered(autojump_clock: MockClock, world: World) -> No
             ("starting", 1, None),
             ("running", 1, None),
             ("backoff", 1, 6),
+            ("backoff", 1, 6),
             ("starting", 2, None),
             ("running", 2, None),
             ("failed", 2, None),
+            ("failed", 2, None),
         ]
-        assert [note.deadline for note in world.sessions.noted] == [60] * 5 + [None]
+        assert [note.deadline for note in world.sessions.noted] == [60] * 6 + [None] * 2
         assert world.sessions.noted[-1].status.exit == Exit(how=How.CODE, code=3, at=EPOCH + 9, duration=2)
     assert world.sessions.notes == {}

@@ -12,9 +12,10 @@ from trio.testing import MockClock
 from agentd.card.card import Agent, Card
 from agentd.inputs.reader import Inputs
 from agentd.inputs.secrets import Secrets
+from agentd.looks import Looks
 from agentd.reconciler import Reconciler
 from agentd.resolve import Blocked, EffectiveAgent, Unsupported, resolve
-from agentd.run import Looks, Run, Surroundings
+from agentd.run import Run, Surroundings
 from agentd.sessions import Attempt, AttemptRequest, RunNote
 from agentd.status import AgentStatus, DaemonStatus, StatusStore
 from agentd.testing import FakeAttempt, FakeSessions
