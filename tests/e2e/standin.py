@@ -8,8 +8,9 @@ It runs as a program of its own (the fixtures copy it): the standard library onl
     IGNORE      signals that it ignores: "INT TERM HUP"
     LINGER      seconds that it takes to exit after a SIGINT
     RAW         full screen: so many C-c within 0.8 s make it exit; with AFTER, it leaves the terminal as it is
-    FORK        children to leave behind: "setsid nohup daemon ignorer escapee storm"; an escapee is a daemon that has
-                cleared its environment, a storm an escapee that is another process every few milliseconds
+    FORK        children to leave behind: "setsid nohup daemon ignorer stopped escapee storm comet"; an escapee is a
+                daemon that has cleared its environment, a storm an escapee that is another process every few
+                milliseconds, a comet the same with its environment
 """
 
 import contextlib
@@ -105,14 +106,15 @@ def _escape(kind: str, mine: Path, writer: int) -> None:
     for descriptor in range(3, 16):  # the lock among them
         with contextlib.suppress(OSError):
             os.set_inheritable(descriptor, True)
-    move_on = "if os.fork(): os._exit(0)" if kind == "storm" else "pass"
+    move_on = "pass" if kind == "escapee" else "if os.fork(): os._exit(0)"
     program = (
         "import os, sys, time\n"
         f"open({str(mine / 'children')!r}, 'a').write(f'{kind} {{os.getpid()}}\\n')\n"
         f"os.write({writer}, b'x'); os.close({writer})\n"
         f"while True:\n  time.sleep(0.005)\n  {move_on}\n"
     )
-    os.execve(sys.executable, [sys.executable, "-ISc", program], {})
+    env = dict(os.environ) if kind == "comet" else {}
+    os.execve(sys.executable, [sys.executable, "-ISc", program], env)
 
 
 def _leave(kind: str, mine: Path) -> None:
@@ -123,13 +125,13 @@ def _leave(kind: str, mine: Path) -> None:
         os.read(reader, 1)
         os.close(reader)
         return
-    if kind in {"setsid", "daemon", "escapee", "storm"}:
+    if kind in {"setsid", "daemon", "escapee", "storm", "comet"}:
         os.setsid()
-    if kind in {"daemon", "escapee", "storm"}:
+    if kind in {"daemon", "escapee", "storm", "comet"}:
         if os.fork():
             os._exit(0)
         os.chdir("/")
-    if kind in {"escapee", "storm"}:
+    if kind in {"escapee", "storm", "comet"}:
         _escape(kind, mine, writer)
     ignored = {"nohup": ("HUP",), "ignorer": ("HUP", "INT", "TERM")}.get(kind, ())
     for name in ignored:
@@ -138,6 +140,8 @@ def _leave(kind: str, mine: Path) -> None:
         file.write(f"{kind} {os.getpid()}\n")
     os.write(writer, b"x")
     os.close(writer)
+    if kind == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
     while True:
         signal.pause()
 
