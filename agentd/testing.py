@@ -1,10 +1,12 @@
 """FakeSessions: scripted agents on the virtual clock, for tests of everything above the `Sessions` seam.
 
-It is held to the truth by the contract tests, which run the same on it and on real tmux.
+Its world lives on whether or not somebody listens, as the real one does when an agentd is killed. It is held to the
+truth by the contract tests, which run the same on it and on real tmux.
 """
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
+from typing import Literal
 
 import attrs
 import trio
@@ -34,6 +36,8 @@ class Play:
     code: int = 0
     killed: bool = False
     """Ends without a word: the launcher is gone."""
+    leaves: bool = False
+    """Something of it lives on after its end, until a sweep; where its launcher is gone, the harness itself."""
     exits_on: int | None = 1
     """The C-c that it exits on; None ignores them all."""
     interrupt_takes: float = 0.0
@@ -47,7 +51,8 @@ class Play:
     """How many sweeps report a process that cannot be ended."""
     blocked: Blocked | None = None
     bug: str | None = None
-    """An error that no caller expects, as a bug of agentd would raise it at the launch."""
+    """An error that no caller expects, as a bug of agentd would raise it, once."""
+    bug_in: Literal["launch", "ended", "interrupt", "sweep", "close"] = "launch"
 
 
 @attrs.frozen
@@ -57,6 +62,10 @@ class Happened:
     at: float
     agent: str
     what: str
+    run: str = attrs.field(default="", kw_only=True)
+    number: int = attrs.field(default=0, kw_only=True)
+    code: int | None = attrs.field(default=None, kw_only=True)
+    """Of an end: what the launcher said, or None where it was gone."""
 
 
 class FakeSessions:
@@ -66,10 +75,11 @@ class FakeSessions:
         self.plays: dict[str, deque[Play]] = defaultdict(deque)
         self.happened: list[Happened] = []
         self.causes: dict[str, Blocked] = {}
-        """Agents whose cause of being blocked is still there."""
-        self.alive: dict[str, int] = defaultdict(int)
-        """Live harnesses by agent: never more than one."""
-        self.sessions: set[str] = set()
+        """What is in the way of an agent's launches."""
+        self.foreign: set[str] = set()
+        """Sessions that somebody else has made."""
+        self.holders: dict[str, str] = {}
+        """Whose our sessions are, by run."""
         self.notes: dict[str, RunNote] = {}
         """What is remembered of each run, by its id."""
         self.attempts: dict[tuple[str, int], FakeAttempt] = {}
@@ -78,19 +88,41 @@ class FakeSessions:
         self.wall = wall
         self._pid = 1000
 
+    @property
+    def sessions(self) -> set[str]:
+        """Our sessions, by name."""
+        return set(self.holders)
+
+    @property
+    def alive(self) -> Counter[str]:
+        """Live attempts by agent: never more than one."""
+        return Counter(attempt.name for attempt in self.attempts.values() if attempt.lives)
+
     def script(self, name: str, *plays: Play) -> None:
         """Say what the next attempts of an agent do."""
         self.plays[name] = deque(plays)
 
+    def next_pid(self) -> int:
+        """A pid that nothing had before."""
+        self._pid += 1
+        return self._pid
+
     async def recover(self) -> tuple[RunNote, ...] | None:
-        """What was remembered, unless the test says that nobody knows."""
+        """What was remembered, unless the test says that nobody knows; what no note tells of is ended."""
         await trio.lowlevel.checkpoint()
-        return tuple(map(self._heard, self.notes.values())) if self.recovers else None
+        if not self.recovers:
+            return None
+        notes = tuple(map(self._heard, self.notes.values()))
+        noted = {(note.run, note.status.attempt) for note in notes}
+        for key, attempt in self.attempts.items():
+            if key not in noted:
+                attempt.end_leftover()
+        self.holders = {session: run for session, run in self.holders.items() if run in self.notes}
+        return notes
 
     def _heard(self, note: RunNote) -> RunNote:
-        """The note, but where an attempt came up and ended while nobody listened."""
-        over = self.attempts[note.run, note.status.attempt].is_over()
-        if note.status.state is State.STARTING and over:
+        """The note, but where an attempt came up, and said how it ended, while nobody listened."""
+        if note.status.state is State.STARTING and self.attempts[note.run, note.status.attempt].has_said_its_end:
             return attrs.evolve(note, status=attrs.evolve(note.status, state=State.RUNNING))
         return note
 
@@ -98,6 +130,7 @@ class FakeSessions:
         """The attempt that is there."""
         attempt = self.attempts[request.run, request.number]
         attempt.request = request
+        attempt.take_over(self.notes[request.run])
         return attempt
 
     def remember(self, note: RunNote, attempt: Attempt) -> None:
@@ -111,17 +144,16 @@ class FakeSessions:
 
     def attempt(self, request: AttemptRequest) -> "FakeAttempt":
         """A new scripted attempt."""
-        name = request.effective.agent.name
-        plays = self.plays[name]
+        plays = self.plays[request.effective.agent.name]
         play = plays.popleft() if len(plays) > 1 else plays[0] if plays else Play()
-        self._pid += 1
-        attempt = self.attempts[request.run, request.number] = FakeAttempt(self, request, play, self._pid)
+        attempt = self.attempts[request.run, request.number] = FakeAttempt(self, request, play, self.next_pid())
         return attempt
 
     async def still_blocked(self, effective: EffectiveAgent, blocked: Blocked) -> bool:
         """Whether the test has not yet taken the cause away."""
-        del blocked
         await trio.lowlevel.checkpoint()
+        if blocked.reason == "session_taken" and effective.agent.session in self.foreign:
+            return True
         return effective.agent.name in self.causes
 
     def times(self, name: str, what: str) -> list[float]:
@@ -133,113 +165,213 @@ class FakeAttempt:
     """One scripted attempt."""
 
     def __init__(self, world: FakeSessions, request: AttemptRequest, play: Play, pid: int) -> None:
+        self.name = request.effective.agent.name
+        self.play = play
+        self.pid = pid
         self._world = world
         self.request = request
-        self._name = request.effective.agent.name
-        self._play = play
-        self._pid = pid
+        self._starts_at: float | None = None
         self._started: float | None = None
-        self._exit: Exit | None = None
-        self._ending = trio.Event()
+        self._heard = 0.0
+        """When the agentd that has it heard of its start."""
         self._ends_at: float | None = None
-        self._code = play.code
+        self._ends_with: int | None = None
+        self._ended: float | None = None
+        self._said: int | None = None
+        """How it ended, as its launcher has said; None where that was gone without a word."""
+        self._left = False
+        self._exit: Exit | None = None
+        self._moved = trio.Event()
         self._presses = 0
         self._defied = 0
+        self._bugged = False
+        self._blocked = False
+
+    def __repr__(self) -> str:
+        return f"<FakeAttempt {self.request.run}/{self.request.number} of {self.name!r}>"
+
+    @property
+    def runs(self) -> bool:
+        """Whether its launcher waits for a harness that runs."""
+        self.settle()
+        return self._started is not None and self._ended is None
+
+    @property
+    def lives(self) -> bool:
+        """Whether anything of it is there: the harness, or what it left."""
+        return self.runs or self._left
+
+    @property
+    def may_start(self) -> bool:
+        """Whether it was launched and has not come up yet."""
+        self.settle()
+        return self._starts_at is not None
+
+    @property
+    def has_said_its_end(self) -> bool:
+        """Whether it came up, and ended, and its launcher has said how."""
+        self.settle()
+        return self._ended is not None and self._said is not None
 
     def is_over(self) -> bool:
-        """Whether it has come up, and ended."""
-        return self._exit is not None or (self._ends_at is not None and trio.current_time() >= self._ends_at)
+        """Whether it came up, and has ended."""
+        self.settle()
+        return self._ended is not None
+
+    def settle(self) -> None:
+        """Have everything happen for which the time has come, whether or not somebody listens."""
+        now = trio.current_time()
+        if self._starts_at is not None and self._starts_at <= now:
+            self._started, self._starts_at = self._starts_at, None
+            self._note("start", self._started)
+            if self.play.ends_after is not None:
+                self._end_at(self._started + self.play.ends_after, None if self.play.killed else self.play.code)
+        if self._ends_at is not None and self._ends_at <= now:
+            self._end(self._ends_at, self._ends_with, left=self.play.leaves)
+
+    def exit(self, code: int) -> None:
+        """The harness ends now, with that code."""
+        self._end_at(trio.current_time(), code)
+
+    def lose_launcher(self) -> None:
+        """Somebody kills the launcher now: its harness, if it leaves something, lives on, and nobody hears of it."""
+        self._end_at(trio.current_time(), None)
+
+    def take_over(self, note: RunNote) -> None:
+        """Be another agentd's now, which knows what the note says."""
+        self._heard = trio.current_time() if note.started is None else note.started
+        self._exit = None
+
+    def end_leftover(self) -> None:
+        """End what no note tells of."""
+        self._starts_at = None
+        if self.lives:
+            self._note("leftover")
+            self._end_by_force()
 
     async def launch(self) -> int:
         """Play the launch, or go on with it."""
+        self.settle()
         if self._started is not None:
-            await trio.lowlevel.checkpoint()
-            return self._pid
+            if self._ended is None or self._said is not None:
+                await trio.lowlevel.checkpoint()
+                self._heard = trio.current_time()
+                return self.pid
+            await self._begin_anew()
         if not self.request.effective.argv:
             raise LaunchBlockedError(stand_in_blocked())
         self._note("launch")
-        play = self._play
-        if play.bug is not None:
-            raise RuntimeError(play.bug)
-        if play.blocked is not None:
-            self._world.causes[self._name] = play.blocked
-            raise LaunchBlockedError(play.blocked)
-        self._world.sessions.add(self.request.effective.agent.session)
-        if play.start_after >= NEVER_STARTED_AFTER:
+        self._fail_once_in("launch")
+        self._take_session()
+        if self.play.blocked is not None and not self._blocked:
+            self._blocked = True
+            self._world.causes[self.name] = self.play.blocked
+        if (cause := self._world.causes.get(self.name)) is not None:
+            raise LaunchBlockedError(cause)
+        began = trio.current_time()
+        if self.play.start_after >= NEVER_STARTED_AFTER:
             await trio.sleep(NEVER_STARTED_AFTER)
             msg = "no sign of life"
             raise NeverStartedError(msg)
-        await trio.sleep(play.start_after)
-        self._started = trio.current_time()
-        self._world.alive[self._name] += 1
-        self._note("start")
-        if play.ends_after is not None:
-            self._end_at(self._started + play.ends_after, play.code)
-        return self._pid
+        self._starts_at = began + self.play.start_after
+        await trio.sleep_until(self._starts_at)
+        self.settle()
+        self._heard = trio.current_time()
+        return self.pid
 
     async def ended(self) -> Exit:
         """Wait for the scripted end."""
-        while self._exit is None:
-            if self._ends_at is None:
-                await self._ending.wait()
-                continue
-            moved = self._ending
-            with trio.move_on_at(self._ends_at):
+        self._fail_once_in("ended")
+        while self.runs:
+            moved = self._moved
+            with trio.move_on_at(trio.current_time() + 1e9 if self._ends_at is None else self._ends_at):
                 await moved.wait()
-            if trio.current_time() >= self._ends_at:
-                self._finish()
         await trio.lowlevel.checkpoint()
-        assert self._exit is not None
+        assert self._started is not None, "it was launched"
+        if self._exit is None:
+            at, lasted = self._world.wall(), trio.current_time() - self._heard
+            if self._said is None:
+                self._exit = Exit(how=How.KILLED, at=at, duration=lasted)
+            else:
+                self._exit = exit_from_code(self._said, at=at, duration=lasted)
         return self._exit
 
     async def interrupt(self, *, again: bool) -> bool:
         """Take a C-c."""
         await trio.lowlevel.checkpoint()
-        if again and not self._play.raw:
+        self._fail_once_in("interrupt")
+        if again and not self.play.raw:
             return False
         self._presses += 1
         self._note("C-c")
-        if self._presses == self._play.exits_on:
-            self._end_at(trio.current_time() + self._play.interrupt_takes, self._play.interrupt_code)
-        return self._play.raw
+        if self._presses == self.play.exits_on and self.runs:
+            self._end_at(trio.current_time() + self.play.interrupt_takes, self.play.interrupt_code)
+        return self.play.raw
 
     async def sweep(self) -> int:
-        """End what is left, the harness included."""
+        """End what is left, the harness included; what has not come up never will."""
         self._note("sweep")
-        await trio.sleep(self._play.sweep_takes)
-        if self._started is not None and self._exit is None:
-            self._code = 137
-            self._finish()
-        if self._defied < self._play.defies:
+        self._fail_once_in("sweep")
+        self.settle()
+        self._starts_at = None
+        await trio.sleep(self.play.sweep_takes)
+        if self._defied < self.play.defies:
             self._defied += 1
+            self._end_by_force()
+            self._left = self._started is not None
             return 1
+        self._end_by_force()
         return 0
 
     async def close(self) -> None:
-        """End the session."""
+        """End the session, and what lives in it."""
         await trio.lowlevel.checkpoint()
+        self._fail_once_in("close")
         self._note("close")
-        self._world.sessions.discard(self.request.effective.agent.session)
+        self._end_by_force()
+        session = self.request.effective.agent.session
+        if self._world.holders.get(session) == self.request.run:
+            del self._world.holders[session]
 
-    def _end_at(self, when: float, code: int) -> None:
-        if self._exit is None and (self._ends_at is None or when < self._ends_at):
-            self._ends_at, self._code = when, code
-            self._ending.set()
-            self._ending = trio.Event()
+    async def _begin_anew(self) -> None:
+        """End what came of a launch whose launcher was gone without a word: nobody can hear of its end."""
+        await trio.sleep(self.play.sweep_takes)
+        self._end_by_force()
+        self._started = self._ended = self._ends_at = None
+        self.pid = self._world.next_pid()
 
-    def _finish(self) -> None:
-        if self._exit is not None:  # swept at the instant of its own end
-            return
-        assert self._started is not None
-        lasted = trio.current_time() - self._started
-        at = self._world.wall()
-        if self._play.killed:
-            self._exit = Exit(how=How.KILLED, at=at, duration=lasted)
-        else:
-            self._exit = exit_from_code(self._code, at=at, duration=lasted)
-        self._world.alive[self._name] -= 1
-        self._note("end")
-        self._ending.set()
+    def _take_session(self) -> None:
+        world, session, run = self._world, self.request.effective.agent.session, self.request.run
+        if session in world.foreign:
+            raise LaunchBlockedError(Blocked(reason="session_taken", message=f"Somebody has the session {session!r}."))
+        holder = world.holders.get(session, run)
+        for (other, _), attempt in world.attempts.items():
+            if other == holder != run:
+                attempt.end_leftover()
+        world.holders[session] = run
 
-    def _note(self, what: str) -> None:
-        self._world.happened.append(Happened(trio.current_time(), self._name, what))
+    def _end_at(self, when: float, code: int | None) -> None:
+        if self._ended is None and (self._ends_at is None or when < self._ends_at):
+            self._ends_at, self._ends_with = when, code
+            self._moved.set()
+            self._moved = trio.Event()
+
+    def _end_by_force(self) -> None:
+        if self.runs:
+            self._end(trio.current_time(), 137, left=False)
+        self._left = False
+
+    def _end(self, when: float, code: int | None, *, left: bool) -> None:
+        self._ended, self._said, self._left, self._ends_at = when, code, left, None
+        self._note("end", when, code)
+        self._moved.set()
+
+    def _fail_once_in(self, where: str) -> None:
+        if self.play.bug is not None and self.play.bug_in == where and not self._bugged:
+            self._bugged = True
+            raise RuntimeError(self.play.bug)
+
+    def _note(self, what: str, at: float | None = None, code: int | None = None) -> None:
+        when = trio.current_time() if at is None else at
+        run, number = self.request.run, self.request.number
+        self._world.happened.append(Happened(when, self.name, what, run=run, number=number, code=code))

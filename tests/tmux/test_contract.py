@@ -1,5 +1,7 @@
 """What a run may expect of `Sessions`: the same tests on the fake and on real tmux hold the fake to the truth."""
 
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,11 +16,12 @@ from agentd.attempts.tmux_sessions import TmuxSessions
 from agentd.card.card import Agent
 from agentd.lifecycle import Exit, How, State
 from agentd.processes.ending import Scanner
+from agentd.processes.scan import is_alive
 from agentd.resolve import Blocked, EffectiveAgent
 from agentd.sessions import Attempt, AttemptRequest, LaunchBlockedError, RunNote, Sessions
 from agentd.settings import Settings
 from agentd.status import AgentStatus
-from agentd.testing import FakeSessions, Play
+from agentd.testing import FakeAttempt, FakeSessions, Play
 from agentd.tmux.connection import open_tmux
 
 BOUND = 20.0
@@ -49,6 +52,18 @@ class World(Protocol):
 
     def succeed(self, attempt: Attempt) -> None:
         """Kill the agentd that has this attempt: what is asked from now on, the next one asks."""
+
+    def kill_launcher(self, attempt: Attempt) -> None:
+        """Kill an attempt's launcher, and not its harness."""
+
+    def lives(self, pid: int) -> bool:
+        """Whether that harness lives."""
+
+    async def take_session(self) -> None:
+        """Make a session of the name that attempts want, as somebody else."""
+
+    async def give_session_back(self) -> None:
+        """End that session."""
 
 
 def _request(effective: EffectiveAgent, number: int, previous: Attempt | None) -> AttemptRequest:
@@ -86,6 +101,23 @@ class FakeWorld:
 
     def succeed(self, attempt: Attempt) -> None:
         """Change nothing: what is remembered is here already."""
+
+    def kill_launcher(self, attempt: Attempt) -> None:
+        """Kill it."""
+        assert isinstance(attempt, FakeAttempt)
+        attempt.lose_launcher()
+
+    def lives(self, pid: int) -> bool:
+        """Look for its attempt."""
+        return any(attempt.lives for attempt in self.sessions.attempts.values() if attempt.pid == pid)
+
+    async def take_session(self) -> None:
+        """Have the name taken."""
+        self.sessions.foreign.add("a")
+
+    async def give_session_back(self) -> None:
+        """Have the name free again."""
+        self.sessions.foreign.clear()
 
 
 class TmuxWorld:
@@ -132,6 +164,24 @@ class TmuxWorld:
             attempt.state.lifeline.close()
         before = self.sessions.world
         self.sessions = TmuxSessions(before.settings, before.tmux, before.scanner, time.time)
+
+    def kill_launcher(self, attempt: Attempt) -> None:
+        """Kill it."""
+        assert isinstance(attempt, TmuxAttempt)
+        assert attempt.state.launcher is not None
+        os.kill(attempt.state.launcher, signal.SIGKILL)
+
+    def lives(self, pid: int) -> bool:
+        """Ask the kernel."""
+        return is_alive(pid)
+
+    async def take_session(self) -> None:
+        """Make it on the same server."""
+        await self.sessions.world.tmux.command("new-session", "-d", "-s", "a", "exec sleep infinity")
+
+    async def give_session_back(self) -> None:
+        """End it."""
+        await self.sessions.world.tmux.command("kill-session", "-t", "=a")
 
 
 @pytest.fixture(params=["fake", "tmux"])
@@ -358,3 +408,109 @@ async def test_a_start_that_was_heard_and_not_noted_is_known_again(world: World)
         assert (await adopted.ended()).code == 7
         assert await adopted.sweep() == 0
         await adopted.close()
+
+
+async def test_a_harness_outlives_its_launcher_until_it_is_swept(world: World) -> None:
+    """Where the launcher is killed, `ended` says so, and what it launched lives until the sweep."""
+    with trio.fail_after(BOUND):
+        attempt = world.attempt(Play(leaves=True))
+        pid = await attempt.launch()
+        await world.ready()
+        world.kill_launcher(attempt)
+        assert (await attempt.ended()).how is How.KILLED
+        assert world.lives(pid)
+        assert await attempt.sweep() == 0
+        assert not world.lives(pid)
+        await attempt.close()
+
+
+async def test_a_launch_whose_launcher_was_killed_unheard_begins_anew(world: World) -> None:
+    """Of a launch that a dead agentd had not heard of, and that ended without a word, nothing lives beside the next."""
+    with trio.fail_after(BOUND):
+        attempt = world.attempt(Play(leaves=True, exits_on=1, interrupt_code=7))
+        pid = await attempt.launch()
+        await world.ready()
+        world.sessions.remember(_note(State.STARTING), attempt)
+        world.kill_launcher(attempt)
+        world.succeed(attempt)
+        recovered = await world.sessions.recover()
+        assert recovered is not None
+        assert [note.status.state for note in recovered] == [State.STARTING]
+        adopted = world.sessions.adopt(_request(world.effective, 1, None))
+        fresh = await adopted.launch()
+        assert (world.lives(pid), world.lives(fresh), fresh == pid) == (False, True, False)
+        assert await adopted.sweep() == 0
+        await adopted.close()
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.02, 0.1])
+async def test_a_launch_that_was_cut_off_comes_up_once_or_not_at_all(world: World, moment: float) -> None:
+    """Whenever `launch` is cancelled, a sweep leaves nothing of it, and nothing comes of it later."""
+    with trio.fail_after(BOUND):
+        attempt = world.attempt(Play(start_after=0.05, exits_on=None))
+        with trio.move_on_after(moment):
+            await attempt.launch()
+        assert await attempt.sweep() == 0
+        await attempt.close()
+        again = world.attempt(Play(ends_after=0.1, code=4), number=2)
+        await again.launch()
+        assert (await again.ended()).code == 4
+        assert await again.sweep() == 0
+        await again.close()
+
+
+async def test_an_interrupt_of_what_has_ended_does_nothing(world: World) -> None:
+    """C-c after the end changes nothing of how it ended."""
+    with trio.fail_after(BOUND):
+        attempt = world.attempt(Play(ends_after=0.1, code=5))
+        await attempt.launch()
+        ended = await attempt.ended()
+        await attempt.interrupt(again=False)
+        assert await attempt.ended() == ended
+        assert await attempt.sweep() == 0
+        await attempt.close()
+
+
+async def test_a_close_ends_what_runs(world: World) -> None:
+    """Without a sweep, and of an attempt that was taken over, too; closed again, nothing happens."""
+    with trio.fail_after(BOUND):
+        attempt = world.attempt(Play(exits_on=None))
+        pid = await attempt.launch()
+        await world.ready()
+        world.sessions.remember(_note(State.RUNNING), attempt)
+        world.succeed(attempt)
+        assert await world.sessions.recover() is not None
+        adopted = world.sessions.adopt(_again())
+        await adopted.close()
+        assert not world.lives(pid)
+        await adopted.close()
+
+
+async def test_what_no_note_tells_of_is_ended_before_anything_is_launched(world: World) -> None:
+    """An attempt that nobody has noted, or noted no more, does not outlive the next agentd's `recover`."""
+    with trio.fail_after(BOUND):
+        attempt = world.attempt(Play(exits_on=None))
+        pid = await attempt.launch()
+        await world.ready()
+        world.succeed(attempt)
+        assert await world.sessions.recover() == ()
+        assert not world.lives(pid)
+
+
+async def test_a_session_that_somebody_else_made_blocks_until_it_is_gone(world: World) -> None:
+    """`launch` says that the session is taken, and touches nothing; when it is gone, nothing is in the way."""
+    with trio.fail_after(BOUND):
+        await world.take_session()
+        attempt = world.attempt(Play(ends_after=0.1, code=3))
+        with pytest.raises(LaunchBlockedError) as caught:
+            await attempt.launch()
+        blocked = caught.value.blocked
+        assert blocked.reason == "session_taken"
+        assert await world.sessions.still_blocked(world.effective, blocked)
+        await world.give_session_back()
+        assert not await world.sessions.still_blocked(world.effective, blocked)
+        again = world.attempt(Play(ends_after=0.1, code=3), number=2, previous=attempt)
+        await again.launch()
+        assert (await again.ended()).code == 3
+        assert await again.sweep() == 0
+        await again.close()
