@@ -193,13 +193,8 @@ class Run:
         if note.deadline is not None:
             self._time_limit.deadline = note.deadline
         self._attempt = self._around.sessions.adopt(self._request())
-        _log.info(
-            "agent=%s state=%s attempt=%d pid=%s: taken over from an earlier agentd",
-            note.status.name,
-            note.status.state,
-            note.status.attempt,
-            note.status.pid or "-",
-        )
+        facts = note.status.name, note.status.state, note.status.attempt, note.status.pid or "-"
+        _log.info("agent=%s state=%s attempt=%d pid=%s: taken over from an earlier agentd", *facts)
 
     async def _go_on(self, note: RunNote) -> tuple[bool, Exit | None]:
         """Go on with the attempt that was the last one: whether there is more to come, and its end if it has one."""
@@ -209,6 +204,10 @@ class Run:
             ended = await (self._launch(attempt) if state is State.STARTING else attempt.ended())
             await self._known(ended)
             return True, ended
+        if state is State.STARTING:
+            # Noted before its sweep: an agentd after this one would take the end that is ours for the agent's own.
+            self._move(Event.BLOCKED, reason="unreadable", message="Its launch begins anew when its entry can be read.")
+            self._remember()
         await self._swept(attempt)
         if state in {State.COMPLETED, State.FAILED}:
             return False, None
@@ -402,6 +401,7 @@ class Run:
         except Exception:  # noqa: BLE001 - the same barrier
             _log.exception("agent=%s: the same for its stop", self._status.name)
         self._move(Event.BROKE, reason="bug", message=message, error=message, running=False, pid=None)
+        self._time_limit.deadline = math.inf  # it is over, for the next agentd, too
         self._remember()
 
     def _move(self, event: Event, **changes: Any) -> None:

@@ -235,6 +235,28 @@ async def test_unreadable_and_not_started(autojump_clock: MockClock, world: Worl
         assert world.status().attempt == 3
 
 
+async def test_unreadable_starting_is_noted(autojump_clock: MockClock, world: World) -> None:
+    """That such a launch is given up is noted before it is swept: its end is ours, and no later agentd judges it."""
+    effective = effective_of(restart="no")
+    await leave(world, effective, Play(sweep_takes=2), State.STARTING)
+    async with reconciling(world, (effective.agent, UNREADABLE)):
+        await until(1)
+        (note,) = world.sessions.notes.values()
+        assert (note.status.state, note.status.reason) == ("waiting", "unreadable")
+        await until(3)
+        assert (world.status().state, world.times("sweep")) == ("waiting", [0])
+
+
+async def test_ended_by_a_bug(autojump_clock: MockClock, world: World) -> None:
+    """Whose run a bug has ended has no deadline any more, which the next agentd could take for its end."""
+    effective = effective_of(timeout=60.0)
+    world.sessions.script("a", Play(bug="scripted"))
+    async with reconciling(world, effective):
+        await until(1)
+        (note,) = world.sessions.notes.values()
+        assert (note.status.state, note.status.reason, note.deadline) == ("failed", "bug", None)
+
+
 async def test_unreadable_ended(autojump_clock: MockClock, world: World) -> None:
     """Who has ended is not launched again because the prompt file could not be read for a while."""
     effective = effective_of()
