@@ -204,10 +204,6 @@ class Run:
             ended = await (self._launch(attempt) if state is State.STARTING else attempt.ended())
             await self._known(ended)
             return True, ended
-        if state is State.STARTING:
-            # Noted before its sweep: an agentd after this one would take the end that is ours for the agent's own.
-            self._move(Event.BLOCKED, reason="unreadable", message="Its launch begins anew when its entry can be read.")
-            self._remember()
         await self._swept(attempt)
         if state in {State.COMPLETED, State.FAILED}:
             return False, None

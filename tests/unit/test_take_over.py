@@ -242,7 +242,7 @@ async def test_unreadable_starting_is_noted(autojump_clock: MockClock, world: Wo
     async with reconciling(world, (effective.agent, UNREADABLE)):
         await until(1)
         (note,) = world.sessions.notes.values()
-        assert (note.status.state, note.status.reason) == ("waiting", "unreadable")
+        assert (note.status.state, note.status.reason) == ("waiting", "recovering")
         await until(3)
         assert (world.status().state, world.times("sweep")) == ("waiting", [0])
 
