@@ -23,7 +23,7 @@ import trio
 from agentd import __version__
 from agentd.api.socket import bind_api_socket, remove_api_socket, socket_identity
 from agentd.attempts.tmux_sessions import TmuxSessions
-from agentd.errors import StartupError
+from agentd.errors import StartupError, is_shortage, shortage_words, threads_as_processes
 from agentd.inputs.reader import InputReader
 from agentd.inputs.watch import Watch
 from agentd.looks import Looks
@@ -49,6 +49,8 @@ END_SERVER_LIMIT = 15.0
 """Seconds for the end of the tmux server."""
 SETTLING = 0.5
 """Seconds after a SIGHUP until what was written right before it has settled, so that a look takes it."""
+IMPORT_PAUSE = 1.0
+"""Seconds until an import for which there was not enough of something is tried again."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -234,9 +236,30 @@ async def _serve_api(listening: socket.socket, orders: _Orders, looked: trio.Eve
     await looked.wait()
     if orders.no_agents.is_set():
         return
-    # The API's imports cost a third of a second: after the first launches, and beside the loop.
-    serve = await trio.to_thread.run_sync(_import_api)
-    await serve(listening, orders.store, shutdown=orders.no_agents, task_status=_Started(ready.set))
+    serve = await _imported_api(orders.no_agents)
+    if serve is not None:
+        await serve(listening, orders.store, shutdown=orders.no_agents, task_status=_Started(ready.set))
+
+
+async def _imported_api(no_agents: trio.Event) -> "Callable[..., Awaitable[None]] | None":
+    """Import the API, which costs a third of a second: after the first launches, and beside the loop.
+
+    Where there are no descriptors or threads for it, that is tried until there is nobody left to tell of.
+    """
+    told = False
+    while not no_agents.is_set():
+        try:
+            with threads_as_processes():
+                return await trio.to_thread.run_sync(_import_api)
+        except OSError as error:
+            if not is_shortage(error):
+                raise
+            if not told:
+                told = True
+                _log.warning("the API does not answer yet: %s", shortage_words(error))
+        with trio.move_on_after(IMPORT_PAUSE):
+            await no_agents.wait()
+    return None
 
 
 @attrs.frozen

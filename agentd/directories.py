@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from agentd.errors import StartupError
+from agentd.errors import StartupError, is_shortage, shortage_words
 from agentd.settings import AgentUser, Settings
 
 _UNTOUCHED = -1
@@ -29,14 +29,26 @@ def prepare_directories(settings: Settings) -> None:
     if os.geteuid() == 0:
         _make_for_root(settings)
     else:
-        for directory in (settings.tmux_socket.parent, settings.api_socket.parent, settings.run_dir):
+        for directory in (settings.tmux_socket.parent, settings.api_socket.parent):
             _make_private(directory)
+    make_run_dir(settings)
     user = settings.agent_user
     switch = settings.switch_user
     _check_usable(settings.tmux_socket.parent, "-tmux-socket", user, "wx", switch=switch)
     _check_usable(settings.api_socket.parent, "-api-socket", user, "wx", switch=False)
-    _check_run_dir(settings.run_dir)
     _check_usable(settings.run_dir, "-run-dir", user, "x", switch=switch)
+
+
+def make_run_dir(settings: Settings) -> None:
+    """Make the run directory where it is missing, at the start or since.
+
+    StartupError: if it cannot be made, or what is there is not ours alone.
+    """
+    if os.geteuid() == 0:
+        _make(settings.run_dir, 0o711)
+    else:
+        _make_private(settings.run_dir)
+    _check_ours(settings.run_dir, _OTHERS_MAY_WRITE, "mend it, or choose another -run-dir")
 
 
 @contextlib.contextmanager
@@ -96,7 +108,6 @@ def _make_for_root(settings: Settings) -> None:
         _make(settings.api_socket.parent, 0o755)
     else:
         _make(settings.api_socket.parent, 0o750, gid=admin)
-    _make(settings.run_dir, 0o711)
 
 
 def _make(directory: Path, mode: int, *, uid: int = _UNTOUCHED, gid: int = _UNTOUCHED) -> None:
@@ -132,10 +143,6 @@ def _make_private(directory: Path) -> None:
     shared = Path(f"/tmp/agentd-{os.geteuid()}")  # noqa: S108 - judged in the next lines
     if shared in (directory, *directory.parents):
         _check_ours(shared, _OTHERS_MAY_ANYTHING, "remove it, or set XDG_RUNTIME_DIR")
-
-
-def _check_run_dir(directory: Path) -> None:
-    _check_ours(directory, _OTHERS_MAY_WRITE, "mend it, or choose another -run-dir")
 
 
 def _check_ours(directory: Path, forbidden: int, remedy: str) -> None:
@@ -193,6 +200,7 @@ def _user_can(user: AgentUser, directory: Path, wanted: str) -> bool:
     except subprocess.TimeoutExpired:
         return True  # The process was the agents', who can stop it, and kill it: nothing is known.
     except OSError as error:
-        msg = f"root cannot become {user.name} here ({error.strerror}): allow it to, or give -agent-user root"
+        remedy = shortage_words(error) if is_shortage(error) else "allow it to, or give -agent-user root"
+        msg = f"root cannot become {user.name} here ({error.strerror}): {remedy}"
         raise StartupError(msg) from error
     return asked.returncode <= 0

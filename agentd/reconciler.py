@@ -197,7 +197,8 @@ class Reconciler:
         """Publish what is to be said about the inputs themselves, each thing once while it lasts."""
         daemon = self._around.store.daemon
         warnings = inputs.warnings + not_in_force(inputs.wanted, self._views())
-        self._around.store.put_daemon(attrs.evolve(daemon, card_error=inputs.card_error, warnings=warnings))
+        shortages = self._around.sessions.catch_up()
+        self._around.store.put_daemon(attrs.evolve(daemon, card_error=inputs.card_error, warnings=warnings + shortages))
         # Before the first card that is all there is to say; after it, what is missing is a card error like any other.
         waiting = inputs.card_missing and inputs.card is None
         if self._say("waiting", str(waiting)) and waiting:

@@ -15,6 +15,7 @@ from typing import Final
 
 import trio
 
+from agentd.errors import is_shortage
 from agentd.lifecycle import State
 from agentd.status import AgentStatus, DaemonStatus, StatusStore
 from agentd.wording import escape
@@ -118,6 +119,8 @@ class Notifier:
         except BlockingIOError:
             return False  # systemd has many unread ones
         except OSError as error:
+            if is_shortage(error):
+                return False
             if not self._warned:
                 where = escape(os.fsdecode(self._address).replace("\0", "@", 1))
                 _log.warning("systemd cannot be told anything at NOTIFY_SOCKET %s: %s", where, error.strerror or error)

@@ -127,6 +127,12 @@ class Sessions(Protocol):
     def forget(self, run: str) -> None:
         """The next agentd need not know of that run: nothing of it is left."""
 
+    def catch_up(self) -> tuple[str, ...]:
+        """Do what could not be done for want of something; return what there still is not enough of.
+
+        At each look. It has been logged.
+        """
+
     def attempt(self, request: AttemptRequest) -> Attempt:
         """A new attempt; nothing happens before its `launch`."""
 

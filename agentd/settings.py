@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 
 from agentd.defaults import ROOT_DEFAULTS, ordinary_defaults, own_home
-from agentd.errors import StartupError, UsageError
+from agentd.errors import StartupError, UsageError, is_shortage, shortage_words
 from agentd.process_context import Limits, agents_limits
 from agentd.wording import quoted
 
@@ -225,7 +225,10 @@ def _find_tmux(environ: Mapping[str, str]) -> str:
     try:
         shown = subprocess.run([tmux, "-V"], capture_output=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        msg = f"{tmux} -V failed ({error}): mend or reinstall tmux"
+        remedy = "mend or reinstall tmux"
+        if isinstance(error, OSError) and is_shortage(error):
+            remedy = shortage_words(error)
+        msg = f"{tmux} -V failed ({error}): {remedy}"
         raise StartupError(msg) from error
     text = shown.stdout.decode(errors="replace").strip()
     if not _is_recent(text):

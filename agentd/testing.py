@@ -85,6 +85,7 @@ class FakeSessions:
         self.attempts: dict[tuple[str, int], FakeAttempt] = {}
         """All attempts, by run and number: they live on when an agentd is killed."""
         self.recovers = True
+        self.shortages: tuple[str, ...] = ()
         self.wall = wall
         self._pid = 1000
 
@@ -141,6 +142,10 @@ class FakeSessions:
     def forget(self, run: str) -> None:
         """Drop the note."""
         self.notes.pop(run, None)
+
+    def catch_up(self) -> tuple[str, ...]:
+        """What the test says that there is not enough of."""
+        return self.shortages
 
     def attempt(self, request: AttemptRequest) -> "FakeAttempt":
         """A new scripted attempt."""

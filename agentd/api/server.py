@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import socket
+import time
 from functools import partial
 
 import attrs
@@ -19,6 +20,7 @@ from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallabl
 
 from agentd.api.crowd import bound_crowd, cut_off_all
 from agentd.api.socket import BACKLOG
+from agentd.errors import is_shortage, shortage_words
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +35,9 @@ class _OnceWhileItLasts(logging.Filter):
     _last = -math.inf
 
     def filter(self, record: logging.LogRecord) -> bool:
-        began = record.created - self._last > 1
-        self._last = record.created
+        now = time.monotonic()
+        began = now - self._last > 1
+        self._last = now
         record.exc_info = None
         return began
 
@@ -79,7 +82,7 @@ async def serve_api(  # noqa: PLR0913 - only the first three are ever given by t
     After `shutdown`, clients have `graceful` seconds to take the answers that they asked for, and are then cut off.
     """
     exchange = _Exchange(app, graceful=graceful, limits=limits)
-    announced = False
+    announced = short = False
     while not shutdown.is_set():
         try:
             async with trio.open_nursery() as nursery:
@@ -90,12 +93,25 @@ async def serve_api(  # noqa: PLR0913 - only the first three are ever given by t
                     announced = True
         # A client that breaks HTTP in one of several ways raises something in hypercorn that nobody there catches, of
         # any type (KeyError, UnicodeDecodeError, h11's own): that must neither end agentd nor its API.
-        except* Exception:
-            if not announced:
+        except* Exception as failure:
+            if (shortage := _shortage(failure)) is not None:
+                if not short:
+                    _log.warning("the API does not answer just now: %s", shortage_words(shortage))
+                short = True
+            elif announced:
+                _log.exception("the API's server failed, probably at what a client sent; it is started again")
+            else:
                 raise
-            _log.exception("the API's server failed, probably at what a client sent; it is started again")
         with trio.move_on_after(_PAUSE):
             await shutdown.wait()
+
+
+def _shortage(failure: BaseException) -> OSError | None:
+    """Return what a failure is for want of, if that is all."""
+    if isinstance(failure, BaseExceptionGroup):
+        found = [_shortage(error) for error in failure.exceptions]
+        return found[0] if all(found) else None
+    return failure if isinstance(failure, OSError) and is_shortage(failure) else None
 
 
 class _Exchange:

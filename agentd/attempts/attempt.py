@@ -15,7 +15,7 @@ from agentd.attempts.leftovers import end_session, end_sessions_of
 from agentd.attempts.lifeline import Lifeline, LifelineJunkError, exit_code
 from agentd.attempts.state import AttemptState, World, remembered_place
 from agentd.attempts.terminal import in_front, is_raw
-from agentd.errors import TmuxError, TmuxUnknownError
+from agentd.errors import TmuxError, TmuxUnknownError, is_shortage
 from agentd.lifecycle import Exit, How, State, exit_from_code
 from agentd.processes.ending import end_all, remember, signal_group
 from agentd.processes.scan import Stat
@@ -29,6 +29,8 @@ KEY_LIMIT = 1.0
 """Seconds that tmux has to press a key, and at most a third of the grace period, before a signal does it."""
 LAUNCHER_LIMIT = 1.0
 """Seconds that a launcher has, after it has said how the harness ended, to end itself."""
+LISTEN_PAUSE = 0.5
+"""Seconds until a lifeline that cannot be opened is tried again."""
 
 _log = logging.getLogger("agentd.attempts.launch")
 
@@ -86,7 +88,7 @@ class TmuxAttempt:
         heard = self._exit is not None
         deaf = not heard and self._taken_over and state.lifeline is None
         # Where the launcher has gone, no lifeline tells of it any more.
-        if deaf and not state.watch_launcher(self._world.settings.agent_user.uid):
+        if deaf and not await self._listen_again():
             self._exit = await self._exit_left()
         if self._exit is None and state.lifeline is not None:
             self._exit = await self._read_exit(state.lifeline)
@@ -116,14 +118,38 @@ class TmuxAttempt:
 
     def is_over(self) -> bool:
         """Whether a started attempt has ended, heard of or not."""
-        return self._exit is not None or self.state.launcher_stat() is None
+        try:
+            return self._exit is not None or self.state.launcher_stat() is None
+        except OSError as error:
+            self._world.scanner.shortages.note(error)
+            return False
+
+    async def _listen_again(self) -> bool:
+        """Open the lifeline of an attempt that was taken over, however long that takes; False: its launcher is gone."""
+        told = False
+        while True:
+            try:
+                return self.state.watch_launcher(self._world.settings.agent_user.uid)
+            except OSError as error:
+                if is_shortage(error):
+                    self._world.scanner.shortages.note(error)
+                elif not told:
+                    told = True
+                    _log.warning(
+                        "agent=%s: its lifeline cannot be opened, agentd tries again: %s", self._agent.name, error
+                    )
+            await trio.sleep(LISTEN_PAUSE)
 
     async def interrupt(self, *, again: bool) -> bool:
         """Press C-c, or where the agent is not in the foreground, send what C-c would have sent."""
         await trio.lowlevel.checkpoint()
         self._ending = True
         state = self.state
-        launcher, harness = state.launcher_stat(), state.harness_stat()
+        patience = min(KEY_LIMIT, self._agent.grace_period / 3)
+        launcher = harness = None
+        here = True
+        with trio.move_on_after(patience):  # who cannot be looked at gets the key all the same
+            launcher, harness, here = await self._world.scanner.shortages.outlast(self._look)
         if state.place is None:
             if launcher is not None and not again:
                 await self._signal(launcher)  # it has outlived its session
@@ -132,13 +158,13 @@ class TmuxAttempt:
         if again and not raw:
             return False
         if not again:
-            # What carries no tag is known by its parents, and the C-c takes these away.
-            before = remember(await self._world.scanner.scan(), state.footprint(keep_shell=True))
-            state.tree = before.tree
-        if launcher is not None and (not in_front(launcher) or (harness is not None and harness.state == "T")):
+            with trio.move_on_after(patience):
+                # What carries no tag is known by its parents, and the C-c takes these away.
+                before = remember(await self._world.scanner.scan(), state.footprint(keep_shell=True))
+                state.tree = before.tree
+        if launcher is not None and (not here or (harness is not None and harness.state == "T")):
             await self._signal(harness or launcher)
             return False
-        patience = min(KEY_LIMIT, self._agent.grace_period / 3)
         try:
             await session.press_interrupt(self._world.tmux, state.place, patience)
         except (TmuxError, TmuxUnknownError) as error:
@@ -146,6 +172,11 @@ class TmuxAttempt:
             if launcher is not None:
                 await self._signal(launcher)
         return raw
+
+    def _look(self) -> tuple[Stat | None, Stat | None, bool]:
+        """Launcher and harness, as far as they live, and whether keys reach them."""
+        launcher = self.state.launcher_stat()
+        return launcher, self.state.harness_stat(), launcher is None or in_front(launcher)
 
     async def _signal(self, group: Stat) -> None:
         await signal_group(self._world.scanner, group.pgrp, signal.SIGINT, signal.SIGCONT)
@@ -161,10 +192,9 @@ class TmuxAttempt:
         if self._exit is not None and state.lifeline is not None:
             with trio.move_on_after(LAUNCHER_LIMIT):
                 await state.lifeline.speaker_gone()
-        if state.launcher is None:
-            state.directory.withdraw()
+        withdrawn = state.launcher is not None or state.directory.withdraw()
         # Where nobody knows what the shell has made of the keys, it goes too: what it just forked is not tagged yet.
-        ended = await end_all(self._world.scanner, state.footprint(keep_shell=state.accounted))
+        ended = await end_all(self._world.scanner, state.footprint(keep_shell=state.accounted and withdrawn))
         self._swept = not ended.left
         if self._exit is not None or state.launcher is None:
             state.tidy()

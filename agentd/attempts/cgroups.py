@@ -5,6 +5,7 @@ import os
 from collections.abc import Container, Iterator
 from pathlib import Path
 
+from agentd.errors import cannot_look
 from agentd.processes.cgroup import Cgroup, own_cgroup
 from agentd.settings import Settings
 from agentd.tmux.connection import Tmux
@@ -27,7 +28,11 @@ class Cgroups:
         return self._own if self._settings.tmux_unit is None else self._tmux.cgroup
 
     def make(self, run: str, number: int) -> Cgroup | None:
-        """Make one for an attempt; None where that cannot be done, which is said once."""
+        """Make one for an attempt; None where that cannot be done, which is said once.
+
+        Raises:
+            OSError: if there is not enough of something to do it with.
+        """
         top, user = self._top, self._settings.agent_user
         if top is None:
             return None
@@ -37,6 +42,8 @@ class Cgroups:
                 Cgroup(top).own()
             cgroup.make((user.uid, user.gid) if self._settings.switch_user else None)
         except OSError as error:
+            if cannot_look(error):
+                raise  # in a moment it could be made
             self.tell(error)
             return None
         return cgroup

@@ -1,12 +1,16 @@
 """An attempt's directory: its launch script and its lifeline, where the agent user may read and nobody else."""
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Container
+from pathlib import Path
 
 from agentd.attempts.lifeline import Lifeline
 from agentd.attempts.script import Script
+from agentd.directories import make_run_dir
+from agentd.errors import StartupError
 from agentd.settings import Settings
 
 
@@ -27,12 +31,17 @@ class AttemptDirectory:
     def remove_others(
         settings: Settings, instance: str, attempts: Container[tuple[str, int]], runs: Container[str]
     ) -> None:
-        """Take away the directories of a dead agentd's attempts, but for these and all of these runs."""
-        for path in settings.run_dir.glob(f"{instance}-*-*"):
-            run, _, number = path.name.removeprefix(f"{instance}-").rpartition("-")
-            if not (run.isalnum() and number.isdecimal()) or run in runs or (run, int(number)) in attempts:
+        """Take away the directories of all attempts but these, and those of these runs.
+
+        Raises:
+            OSError: if nobody knows which there are.
+        """
+        for name in os.listdir(settings.run_dir):
+            run, _, number = name.removeprefix(f"{instance}-").rpartition("-")
+            if not name.startswith(f"{instance}-") or not (run.isalnum() and number.isdecimal()):
                 continue
-            AttemptDirectory(settings, instance, run, int(number)).remove()
+            if run not in runs and (run, int(number)) not in attempts:
+                AttemptDirectory(settings, instance, run, int(number)).remove()
 
     def write(self, script: Script) -> Lifeline:
         """Write both, and open our end of the lifeline.
@@ -41,7 +50,7 @@ class AttemptDirectory:
             OSError: if the directory cannot be written.
         """
         user = self._settings.agent_user
-        self._path.mkdir(mode=0o700)
+        self._make()
         os.mkfifo(self.fifo, 0o600)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         with open(os.open(self._fresh, flags, 0o400), "wb") as file:
@@ -52,7 +61,11 @@ class AttemptDirectory:
             os.chown(self.fifo, user.uid, user.gid, follow_symlinks=False)
             self._path.chmod(0o711)
         lifeline = Lifeline(self.fifo)
-        self._fresh.rename(self.script)  # in one go, and last: some shell may wait for it
+        try:
+            self._fresh.rename(self.script)  # in one go, and last: some shell may wait for it
+        except OSError:
+            lifeline.close()
+            raise
         return lifeline
 
     def reopen(self) -> Lifeline:
@@ -61,7 +74,9 @@ class AttemptDirectory:
         Raises:
             OSError: if it cannot be opened.
         """
-        self._path.mkdir(mode=0o711, exist_ok=True)
+        if not self._path.is_dir():
+            self._make()
+            self._path.chmod(0o711)
         with contextlib.suppress(FileNotFoundError):
             mode = os.lstat(self.fifo).st_mode
             if stat.S_ISDIR(mode):
@@ -72,18 +87,47 @@ class AttemptDirectory:
             os.mkfifo(self.fifo, 0o600)
         return Lifeline(self.fifo)
 
-    def withdraw_script(self) -> None:
-        """Single use: what is unlinked, a late shell, or Up and Enter, do not start (again)."""
-        for path in (self._fresh, self.script):
-            path.unlink(missing_ok=True)
+    def withdraw_script(self) -> bool:
+        """Single use: what is unlinked, a late shell, or Up and Enter, do not start (again).
 
-    def withdraw(self) -> None:
-        """Let nothing come of it any more; a launcher that has the lifeline open already goes on."""
-        self.withdraw_script()
-        self.fifo.unlink(missing_ok=True)
+        Return whether that is so; on a file system that takes no change, `remove` tries again.
+        """
+        return _is_unlinked(self._fresh) & _is_unlinked(self.script)
+
+    def withdraw(self) -> bool:
+        """Let nothing come of it any more, and return whether that is so.
+
+        A launcher that has the lifeline open already goes on.
+        """
+        return self.withdraw_script() & _is_unlinked(self.fifo)
 
     def remove(self) -> None:
-        """Take all of it away; may be called at any time, and again."""
+        """Take all of it away, as far as possible; may be called at any time, and again."""
         self.withdraw()
         with contextlib.suppress(OSError):
             self._path.rmdir()
+
+    def _make(self) -> None:
+        remake_run_dir(self._settings)
+        self._path.mkdir(mode=0o700)
+
+
+def remake_run_dir(settings: Settings) -> None:
+    """Make the run directory again, which somebody may have taken away, and judge the one that is there.
+
+    Raises:
+        OSError: if it cannot be had.
+    """
+    try:
+        make_run_dir(settings)
+    except StartupError as error:
+        cause = error.__cause__
+        raise OSError(cause.errno if isinstance(cause, OSError) else errno.ENOENT, str(error)) from None
+
+
+def _is_unlinked(path: Path) -> bool:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True

@@ -4,20 +4,24 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import shlex
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TypeVar
 
 import trio
 
 from agentd.attempts import session
 from agentd.attempts.leftovers import end_session
 from agentd.attempts.lifeline import Lifeline, LifelineJunkError, is_pid
-from agentd.attempts.obstacles import binary_blocked, retried, session_taken, workdir_blocked
+from agentd.attempts.obstacles import binary_blocked, not_forked, not_prepared, retried, session_taken, workdir_blocked
 from agentd.attempts.script import Script
 from agentd.attempts.state import AttemptState, World
-from agentd.errors import TmuxError, TmuxHaltedError, TmuxUnknownError
+from agentd.errors import TmuxError, TmuxHaltedError, TmuxUnknownError, cannot_look
 from agentd.processes.ending import end_all
-from agentd.processes.scan import descends, is_alive, read_stat, read_tag, read_uid
+from agentd.processes.scan import descends, is_alive, is_gone, read_stat, read_tag, read_uid
+from agentd.processes.shortages import PAUSE
 from agentd.resolve import Blocked
 from agentd.sessions import AttemptRequest, LaunchBlockedError, NeverStartedError, stand_in_blocked
 
@@ -33,6 +37,10 @@ _UNTYPED = (
     "exec /bin/sh -c 'n=0; until [ -r {script} ] || [ $n = 400 ]; do n=$((n+1)); sleep 0.1; done; "
     'exec "$SHELL" -i -c "/bin/sh {script}; exec \\"\\$SHELL\\""\''
 )
+_CANNOT_FORK = re.compile(r"\bfork: |fork failed|annot fork")
+"""What shells say then, in any language of the rest of the sentence."""
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger("agentd.attempts.launch")
 
@@ -65,11 +73,13 @@ class Launch:
             self._state.certain = self._state.certain and isinstance(error, TmuxHaltedError)
             raise self._blocked(retried("tmux_unavailable", str(error))) from error
         except TmuxError as error:
-            if self._state.place is not None and not is_alive(self._state.place.shell):
+            if session.is_fork_failure(error):
+                raise self._blocked(not_forked(str(error))) from error
+            if self._state.place is not None and is_gone(self._state.place.shell):
                 raise await self._shell_ended(self._state.place) from error
             raise self._blocked(retried("tmux_refused", str(error))) from error
         except OSError as error:
-            raise self._blocked(retried("run_dir", f"The attempt cannot be prepared: {error}")) from error
+            raise self._blocked(not_prepared(error, self._world.settings.run_dir)) from error
 
     async def _begin(self) -> tuple[session.Place, Lifeline]:
         place = await self._take_place()
@@ -87,7 +97,8 @@ class Launch:
         if not state.typed:
             return None
         if state.place is not None and state.directory.fifo.exists():
-            state.lifeline = lifeline = state.directory.reopen()
+            # Something may run: what cannot be looked at is waited for, or it would be swept.
+            state.lifeline = lifeline = await self._outlast(state.directory.reopen)
             if lifeline.has_writer():
                 return state.place, lifeline
             state.directory.withdraw()
@@ -110,7 +121,7 @@ class Launch:
         for process in processes.values():
             parent = processes.get(process.ppid)
             if process.tag == state.tag and parent is not None and parent.tag != state.tag:
-                pid = self._believe(lifeline, parent.pid, process.pid)
+                pid = await self._outlast(partial(self._believe, lifeline, parent.pid, process.pid))
                 if pid is not None:
                     return self._came_up(pid)
         return None
@@ -125,8 +136,12 @@ class Launch:
         """Get a session: the run's own from the attempt before, or a new one."""
         state, name = self._state, self._agent.session
         if state.place is not None and state.certain:
-            with contextlib.suppress(TmuxError):  # somebody killed the pane: a new session then
+            try:
                 return await self._shielded(self._respawn(state.place))
+            except TmuxError as error:
+                if session.is_fork_failure(error):
+                    raise
+            # Somebody killed the pane: a new session then.
         state.place, state.certain = None, True
         found = await session.find(self._world.tmux, name, self._world.instance)
         if found is not None:
@@ -164,9 +179,11 @@ class Launch:
         except ProcessLookupError:
             return  # its end is noticed by those who wait for its start
         except OSError as error:
-            self._world.cgroups.tell(error)
             cgroup.remove()
             self._state.cgroup = None
+            if cannot_look(error):
+                raise
+            self._world.cgroups.tell(error)
 
     def _inside(self, command: str | None) -> session.Inside:
         effective = self._request.effective
@@ -205,21 +222,17 @@ class Launch:
     async def _await_start(self, place: session.Place, lifeline: Lifeline) -> int:
         effective, state = self._request.effective, self._state
         try:
-            lifeline.watch(os.pidfd_open(place.shell))
+            await self._outlast(lambda: lifeline.watch(os.pidfd_open(place.shell)))
         except ProcessLookupError:
             raise await self._shell_ended(place) from None
         told: set[str] = set()
         while True:
-            try:
-                line = await lifeline.line(reopen=True)
-            except LifelineJunkError:
-                message = "its lifeline was flooded before it started"
-                raise NeverStartedError(message) from None
+            line = await self._next_line(lifeline)
             if line is None:
                 raise await self._shell_ended(place)
             match line.split(" ", 2):
                 case ["start", launcher, harness] if is_pid(launcher) and is_pid(harness):
-                    pid = self._believe(lifeline, int(launcher), int(harness))
+                    pid = await self._outlast(partial(self._believe, lifeline, int(launcher), int(harness)))
                     if pid is not None:
                         return self._came_up(pid)
                     self._warn_once(told, "something that is not its launcher said it had started")
@@ -233,6 +246,17 @@ class Launch:
                     raise await self._launcher_ended(place, lifeline, code)
                 case _:
                     self._warn_once(told, "its lifeline said something unknown before it started")
+
+    async def _next_line(self, lifeline: Lifeline) -> str | None:
+        while True:
+            try:
+                return await lifeline.line(reopen=True)
+            except LifelineJunkError:
+                message = "its lifeline was flooded before it started"
+                raise NeverStartedError(message) from None
+            except OSError as error:
+                self._world.scanner.shortages.note(error)
+            await trio.sleep(PAUSE)
 
     def _warn_once(self, told: set[str], words: str) -> None:
         """Warn of what may be said a thousand times in a launch."""
@@ -254,46 +278,61 @@ class Launch:
             if error.errno in {errno.EINVAL, errno.ENOENT}:  # one thread of a process
                 return None
             raise
-        seen, owner = read_stat(launcher), read_uid(launcher)
-        if seen is None or owner is None:
-            os.close(pidfd)
-            return _gone_by_now(harness)
-        # Some rc files move the shell to a session of its own: there its descent tells whose launcher it is, or the tag
-        # of the harness (which may be in the middle of its exec, and have no environment just now).
-        here = seen.sid == place.sid or descends(launcher, place.shell) or read_tag(harness) == state.tag
-        if not here or owner != uid or launcher == place.shell:
-            os.close(pidfd)
-            return None
+        try:
+            seen, owner = read_stat(launcher), read_uid(launcher)
+            if seen is None or owner is None:
+                return _gone_by_now(harness)
+            # Some rc files move the shell to a session of its own: there its descent tells whose launcher it is, or the
+            # tag of the harness (which may be in the middle of its exec, and have no environment just now).
+            here = seen.sid == place.sid or descends(launcher, place.shell) or read_tag(harness) == state.tag
+            if not here or owner != uid or launcher == place.shell:
+                return None
+            child = read_stat(harness)
+            known = child is None or (child.ppid == launcher and read_uid(harness) == uid)
+            watched, pidfd = pidfd, -1
+            lifeline.watch(watched)
+        finally:
+            if pidfd >= 0:
+                os.close(pidfd)
         state.launcher, state.launcher_ticks = launcher, seen.start_ticks
-        lifeline.watch(pidfd)
-        child = read_stat(harness)
-        known = child is None or (child.ppid == launcher and read_uid(harness) == uid)
         state.harness = harness if known else launcher
         return state.harness
 
     async def _give_up(self, place: session.Place, lifeline: Lifeline, *, last: bool) -> None:
         """Take script and lifeline away; return if the launcher was just quicker, else raise NeverStartedError."""
-        self._state.directory.withdraw()
+        withdrawn = self._state.directory.withdraw()
         if not lifeline.has_writer():
-            self._state.accounted = True
+            self._state.accounted = withdrawn
         elif not last:
             return
         self._state.tidy()
-        shown = await session.last_words(self._world.tmux, place)
-        message = f"no sign of life within {START_LIMIT:g} s; its screen: {shown}"
-        raise NeverStartedError(message)
+        raise await self._never_started(place, f"no sign of life within {START_LIMIT:g} s")
 
-    async def _launcher_ended(self, place: session.Place, lifeline: Lifeline, code: str) -> NeverStartedError:
+    async def _launcher_ended(
+        self, place: session.Place, lifeline: Lifeline, code: str
+    ) -> NeverStartedError | LaunchBlockedError:
         """What is to be said of a launcher that could not have the harness started; its shell stays, if it is true."""
         with trio.move_on_after(LAUNCHER_LIMIT), contextlib.suppress(LifelineJunkError):
             self._state.accounted = await lifeline.line(reopen=False) is None
         await session.screen(self._world.tmux, place)  # by its answer tmux has read what was printed before this
-        shown = await session.last_words(self._world.tmux, place)
-        return NeverStartedError(f"its launcher ended with code {code[:3]} before that; its screen: {shown}")
+        return await self._never_started(place, f"its launcher ended with code {code[:3]} before that")
 
-    async def _shell_ended(self, place: session.Place) -> NeverStartedError:
+    async def _outlast(self, look: Callable[[], _T]) -> _T:
+        """Do what no shortage may keep from being done, once something may run."""
+        return await self._world.scanner.shortages.outlast(look)
+
+    async def _shell_ended(self, place: session.Place) -> NeverStartedError | LaunchBlockedError:
+        return await self._never_started(place, "its shell ended before that")
+
+    async def _never_started(self, place: session.Place, how: str) -> NeverStartedError | LaunchBlockedError:
+        """An end by the agent's own fault, unless the machine was short of what a start takes."""
         shown = await session.last_words(self._world.tmux, place)
-        return NeverStartedError(f"its shell ended before that; its screen: {shown}")
+        short = self._world.scanner.shortages.warnings
+        if short:
+            return self._blocked(retried("shortage", short[0][0].upper() + short[0][1:]))
+        if _CANNOT_FORK.search(shown):
+            return self._blocked(retried("shortage", f"Its shell can start no process; its screen: {shown}"))
+        return NeverStartedError(f"{how}; its screen: {shown}")
 
     def _blocked(self, blocked: Blocked) -> LaunchBlockedError:
         self._state.tidy()

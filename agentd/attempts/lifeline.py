@@ -40,22 +40,34 @@ class Lifeline:
         # open cannot hide that the launcher is gone.
         self._epoll = select.epoll()
         self._fifo = -1
-        self._open()
+        try:
+            self._open()
+        except OSError:
+            self._epoll.close()
+            raise
 
     def watch(self, pidfd: int) -> None:
         """Take over the pidfd of the one whose death ends the lifeline, whoever else holds it open; the last counts.
 
         First the shell, which must live to start the launcher, then the launcher.
+
+        Raises:
+            OSError: if it cannot be watched; it is closed then, and who was watched before still is.
         """
+        try:
+            self._epoll.register(pidfd, select.EPOLLIN)
+        except OSError:
+            os.close(pidfd)
+            raise
         self._forget_speaker()
         self._speaker = pidfd
-        self._epoll.register(pidfd, select.EPOLLIN)
 
     async def line(self, *, reopen: bool) -> str | None:
         """The next line, or None when nobody is left to say one; with `reopen`, wait for the next who might.
 
         Raises:
             LifelineJunkError: if more than 4 KB, or something that is not text, or has a NUL, was said.
+            OSError: if it cannot be opened for the next who might; asked again, it is tried again.
         """
         await trio.lowlevel.checkpoint()
         if self._deaf:
@@ -149,8 +161,13 @@ class Lifeline:
 
     def _open(self) -> None:
         # The new one before the old one is closed: where there is none to open any more, the old one stays ours.
-        before, self._fifo = self._fifo, os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-        self._epoll.register(self._fifo, select.EPOLLIN)
+        fresh = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            self._epoll.register(fresh, select.EPOLLIN)
+        except OSError:
+            os.close(fresh)
+            raise
+        before, self._fifo = self._fifo, fresh
         if before >= 0:
             os.close(before)
 

@@ -1,9 +1,11 @@
 """What is in the way of a launch, in words, and whether it may be gone: told by `stat`, without a process."""
 
+import errno
 import os
 from pathlib import Path
 
 from agentd.attempts.script import PATH_SHOWN
+from agentd.errors import cannot_look, shortage_words
 from agentd.resolve import Blocked, EffectiveAgent
 
 MOST_FOLDERS = 64
@@ -47,6 +49,20 @@ def session_taken(name: str, socket: Path) -> Blocked:
 def retried(reason: str, what: str) -> Blocked:
     """Something that no path tells of: every look tries again."""
     return Blocked(reason=reason, message=f"{what}; agentd tries again at each look.")
+
+
+def not_prepared(error: OSError, run_dir: Path) -> Blocked:
+    """The attempt's files cannot be written, or there is not enough to launch it with."""
+    if cannot_look(error) or error.errno == errno.EAGAIN:
+        words = shortage_words(error)
+        return retried("shortage", words[0].upper() + words[1:])
+    return retried("run_dir", f"The attempt cannot be prepared in {run_dir} ({error.strerror})")
+
+
+def not_forked(words: str) -> Blocked:
+    """The tmux server could start nothing in a pane."""
+    why = words.rpartition("fork failed")[2].strip(": ")
+    return retried("shortage", f"tmux can start no process with a terminal ({why}): raise TasksMax=, or kernel.pty.max")
 
 
 class Obstacles:

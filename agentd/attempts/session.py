@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import attrs
 import trio
 
-from agentd.errors import TmuxError, TmuxServerGoneError, TmuxUnknownError
+from agentd.errors import TmuxError, TmuxServerGoneError, TmuxUnknownError, is_shortage
 from agentd.processes.scan import read_stat
 from agentd.tmux.connection import Tmux
 from agentd.tmux.protocol import escape_format
@@ -27,7 +27,14 @@ _SERVER_GONE = "the tmux server is gone"
 
 _EXIT = "@agentd_exit"
 """A session option in which the launch script leaves how the harness ended, in case that nobody listens."""
+NOBODY = 0
+"""The shell of a pane that has none: no process has this pid."""
 _FIELDS = "#{pid} #{session_id} #{pane_id} #{pane_pid}"
+
+
+def is_fork_failure(error: TmuxError) -> bool:
+    """Whether tmux could start nothing in a pane, be it for want of processes, memory or terminals."""
+    return "fork failed" in str(error)
 
 
 @attrs.frozen(kw_only=True)
@@ -157,11 +164,19 @@ async def respawn(tmux: Tmux, place: Place, inside: Inside) -> Place:
     """Put something new into the pane; who is attached stays so, and the screen is kept.
 
     Raises:
-        TmuxError: if the pane is gone.
+        TmuxError: if the pane is gone, or nothing could be forked into it, and it is gone because of that.
     """
+    if place.shell == NOBODY:
+        message = f"nothing runs in the pane {place.pane}"
+        raise TmuxError(message)
     # A reset pushes what is on the screen into the history, where a respawn would lose it: the error is there.
     await _command(tmux, place, "send-keys", "-R", "-t", place.pane)
-    await _command(tmux, place, "respawn-pane", "-k", "-t", place.pane, *inside.words())
+    try:
+        await _command(tmux, place, "respawn-pane", "-k", "-t", place.pane, *inside.words())
+    except TmuxError as error:
+        if is_fork_failure(error):
+            await kill(tmux, place)  # tmux 3.3a crashes at whatever is done to such a pane, another respawn included
+        raise
     lines = await _command(tmux, place, "list-panes", "-s", "-t", place.session, "-F", _FIELDS)
     for fresh in map(_read_pane, lines):
         if fresh.pane == place.pane:
@@ -202,8 +217,8 @@ async def _server_ends(server: int) -> bool:
     """Whether a server, which seems to be about to, has ended."""
     try:
         pidfd = os.pidfd_open(server)
-    except OSError:
-        return True
+    except OSError as error:
+        return not is_shortage(error)
     try:
         with trio.move_on_after(SERVER_END_LIMIT):
             await trio.lowlevel.wait_readable(pidfd)
@@ -242,10 +257,18 @@ async def last_words(tmux: Tmux, place: Place) -> str:
 
 
 def confirm(place: Place) -> Place:
-    """Add what the kernel says of the pane's shell, once it leads a session: a shell just forked does not yet."""
+    """Add what the kernel says of the pane's shell, once it leads a session: a shell just forked does not yet.
+
+    Where there is nothing to ask with just now, it is confirmed later.
+    """
     if place.sid is not None:
         return place
-    stat = read_stat(place.shell)
+    try:
+        stat = read_stat(place.shell)
+    except OSError as error:
+        if not is_shortage(error):
+            raise
+        return place
     if stat is None or stat.sid != stat.pid:
         return place
     return attrs.evolve(place, shell_ticks=stat.start_ticks, sid=stat.sid, tty_nr=stat.tty_nr)
@@ -263,6 +286,8 @@ async def _command(tmux: Tmux, place: Place, *words: str, timeout: float = 10.0)
 def _read_pane(line: str) -> Place:
     words = line.split(" ")
     server, session, pane, pid = words if len(words) == 4 else ("",) * 4  # noqa: PLR2004 - as many as there are fields
+    if pid == "-1":  # tmux could not fork what was to be in it
+        pid = str(NOBODY)
     pids = all(word.isdecimal() and len(word) < 10 for word in (server, pid))  # noqa: PLR2004
     if not (pids and session.startswith("$") and pane.startswith("%")):
         message = "tmux described a pane as nothing that could be one"

@@ -119,22 +119,31 @@ class AttemptState:
         return None if stat is None or self.launcher not in {stat.ppid, stat.pid} else stat
 
     def watch_launcher(self, uid: int) -> bool:
-        """Open the lifeline of an attempt that was taken over; return whether its launcher lives to say something."""
+        """Open the lifeline of an attempt that was taken over; return whether its launcher lives to say something.
+
+        Raises:
+            OSError: if it cannot be opened just now.
+        """
         if self.launcher is None:
             return False
         try:
             pidfd = os.pidfd_open(self.launcher)
         except ProcessLookupError:
             return False
-        if self.launcher_stat() is None or read_uid(self.launcher) != uid:
-            os.close(pidfd)
-            return False
         try:
-            self.lifeline = self.directory.reopen()
+            if self.launcher_stat() is None or read_uid(self.launcher) != uid:
+                os.close(pidfd)
+                return False
+            lifeline = self.directory.reopen()
         except OSError:
             os.close(pidfd)
             raise
-        self.lifeline.watch(pidfd)
+        try:
+            lifeline.watch(pidfd)
+        except OSError:
+            lifeline.close()
+            raise
+        self.lifeline = lifeline
         return True
 
 

@@ -13,10 +13,11 @@ from agentd.attempts import session
 from agentd.attempts.attempt import TmuxAttempt
 from agentd.attempts.cgroups import Cgroups
 from agentd.attempts.leftovers import end_leftovers
-from agentd.attempts.memory import Memory, Remembered
+from agentd.attempts.memory import Memory
 from agentd.attempts.state import World, remembered_place
 from agentd.errors import TmuxError, TmuxUnknownError
 from agentd.lifecycle import State
+from agentd.logs import OncePer
 from agentd.processes.ending import Scanner
 from agentd.resolve import Blocked, EffectiveAgent
 from agentd.sessions import Attempt, AttemptRequest, RunNote
@@ -39,7 +40,9 @@ class TmuxSessions:
             instance=instance,
             cgroups=Cgroups(settings, tmux, instance),
         )
-        self._memory = Memory(settings.run_dir, instance)
+        self._memory = Memory(settings, instance)
+        self._recovered = False
+        self._say = OncePer()
         self._survivors: dict[str, tuple[RunNote, dict[str, Any], session.Found | None]] = {}
 
     async def recover(self) -> tuple[RunNote, ...] | None:
@@ -47,15 +50,18 @@ class TmuxSessions:
 
         None: nobody knows yet, or it is not all ended; ask again.
         """
-        remembered = self._memory.read()
         try:
-            found = await session.find_all(self.world.tmux, self.world.instance)
-            return await self._recover(remembered, found)
-        except (TmuxError, TmuxUnknownError) as error:
-            _log.warning("nobody knows what an earlier agentd left behind, so nothing is launched yet: %s", error)
+            notes = await self._recover()
+        except (TmuxError, TmuxUnknownError, OSError) as error:
+            if self._say("recovery", str(error)):
+                _log.warning("nobody knows what an earlier agentd left behind, so nothing is launched yet: %s", error)
             return None
+        self._recovered = notes is not None
+        return notes
 
-    async def _recover(self, remembered: Remembered, found: list[session.Found]) -> tuple[RunNote, ...] | None:
+    async def _recover(self) -> tuple[RunNote, ...] | None:
+        remembered = self._memory.read()
+        found = await session.find_all(self.world.tmux, self.world.instance)
         # Of a run that nobody can read, and that has no session any more, nothing is left that could be somebody's.
         untouchable = remembered.unreadable & {one.run for one in found if one.run is not None}
         self.world.untouchable.update(untouchable)
@@ -93,6 +99,12 @@ class TmuxSessions:
     def forget(self, run: str) -> None:
         """Nothing of this run is left."""
         self._memory.forget(run)
+
+    def catch_up(self) -> tuple[str, ...]:
+        """Do what could not be done for want of something, and tell what there is still not enough of."""
+        if self._recovered:
+            self._memory.catch_up(self.world.untouchable)
+        return self._memory.warnings + self.world.scanner.shortages.warnings
 
     async def still_blocked(self, effective: EffectiveAgent, blocked: Blocked) -> bool:
         """Whether the cause is still there, as far as `stat`, or one question to tmux, can tell."""

@@ -11,6 +11,7 @@ from typing import Final
 import attrs
 import trio
 
+from agentd.errors import is_shortage, threads_as_processes
 from agentd.inputs.regular_file import Stat, read_regular, stat_key
 from agentd.inputs.settle import settle
 from agentd.inputs.watch import Watch
@@ -79,11 +80,11 @@ class PromptReader:
             looked[path] = known
         elif settled and self._watch.is_quiet(path):
             async with self._readers:
-                looked[path] = await self._read(path, found)
+                looked[path] = await self._read(path, found, known)
         else:
             looked[path] = known or PromptFile(stat=None, lasting=False, problem="it keeps changing")
 
-    async def _read(self, path: str, found: Stat | None) -> PromptFile:
+    async def _read(self, path: str, found: Stat | None, known: PromptFile | None) -> PromptFile:
         try:
             if self._settings.switch_user:
                 data = await _read_as(self._settings.agent_user, path, _MAX_PROMPT)
@@ -93,6 +94,8 @@ class PromptReader:
         except UnicodeDecodeError as error:
             return PromptFile(stat=found, lasting=bool(found), problem=f"it is not valid UTF-8 (byte {error.start})")
         except OSError as error:
+            if is_shortage(error) and known is not None and known.text is not None:
+                return attrs.evolve(known, lasting=False)  # nothing was found out about the file
             lasting = bool(found) and error.errno in _OF_THE_FILE
             gone = found == () and error.errno in {errno.ENOENT, errno.ENOTDIR}
             return PromptFile(stat=found, lasting=lasting or gone, problem=str(error.strerror))
@@ -113,18 +116,19 @@ async def _read_as(user: AgentUser, path: str, limit: int) -> bytes:
     """Read a file with the user's own credentials. OSError: it cannot be read, `strerror` says why."""
     data = bytearray()
     with trio.move_on_after(_TIMEOUT):
-        process = await trio.lowlevel.open_process(
-            ["/bin/sh", "-c", _SCRIPT, "sh", path, str(limit + 1)],
-            stdin=DEVNULL,
-            stdout=PIPE,
-            stderr=DEVNULL,
-            env={"PATH": agents_path(os.environ)},
-            cwd="/",
-            umask=UMASK,
-            user=user.uid,
-            group=user.gid,
-            extra_groups=user.groups,
-        )
+        with threads_as_processes():
+            process = await trio.lowlevel.open_process(
+                ["/bin/sh", "-c", _SCRIPT, "sh", path, str(limit + 1)],
+                stdin=DEVNULL,
+                stdout=PIPE,
+                stderr=DEVNULL,
+                env={"PATH": agents_path(os.environ)},
+                cwd="/",
+                umask=UMASK,
+                user=user.uid,
+                group=user.gid,
+                extra_groups=user.groups,
+            )
         assert process.stdout is not None, "PIPE was asked for"
         try:
             async for chunk in process.stdout:

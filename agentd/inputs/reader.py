@@ -11,7 +11,7 @@ import attrs
 import trio
 
 from agentd.card.card import Agent, Card
-from agentd.errors import CardError
+from agentd.errors import CardError, shortage_words, threads_as_processes
 from agentd.inputs.card_file import CardFile, read_card_file
 from agentd.inputs.parsing import parse
 from agentd.inputs.prompts import PromptFile, PromptReader
@@ -55,6 +55,8 @@ class InputReader:
         self._card_error: str | None = None
         self._card_missing = False
         self._secrets = Secrets()
+        self._secrets_read = False
+        """Whether anything is known of them yet."""
         self._prompt_reader = PromptReader(settings, watch)
         self._prompts: Mapping[str, PromptFile] = {}
         self._basis: object = None
@@ -113,7 +115,12 @@ class InputReader:
     async def _take_card(self, data: bytes) -> None:
         """Put the card in force unless it is invalid, and say why it is."""
         if self._parsed is None or self._parsed[0] != data:
-            parsed = await parse(data)
+            try:
+                with threads_as_processes():
+                    parsed = await parse(data)
+            except OSError as error:
+                self._card_error = f"the card cannot be read ({shortage_words(error)})"
+                return
             self._parsed = data, parsed
             if isinstance(parsed, Card):
                 self._card = parsed
@@ -121,12 +128,18 @@ class InputReader:
 
     async def _look_at_secrets(self) -> None:
         directory, last = self._settings.secret_dir, self._secrets
-        before, seen = last, read_secrets(directory, last)
-        for _ in range(REREADS):
-            if not seen.changed(before) - self._restless_secrets(seen):
-                break
-            await trio.sleep(SETTLE)
-            before, seen = seen, read_secrets(directory, last)
+        try:
+            before, seen = last, read_secrets(directory, last)
+            for _ in range(REREADS):
+                if not seen.changed(before) - self._restless_secrets(seen):
+                    break
+                await trio.sleep(SETTLE)
+                before, seen = seen, read_secrets(directory, last)
+        except OSError as error:
+            warning = f"secrets directory {directory} cannot be read ({shortage_words(error)})"
+            self._secrets = Secrets(last.values, (warning,))
+            return
+        self._secrets_read = True
         # One entry that somebody keeps writing costs neither its own last good value nor the others.
         self._secrets = seen.keeping(seen.changed(before) | self._restless_secrets(seen), last)
 
@@ -166,13 +179,18 @@ class InputReader:
         )
 
     def _resolve_all(self, agents: tuple[Agent, ...]) -> _Wanted:
-        basis = agents, self._secrets.values, self._prompts
+        basis = agents, self._secrets.values, self._secrets_read, self._prompts
         if basis != self._basis:
             self._basis = basis
             self._wanted = MappingProxyType({agent.name: (agent, self._resolve(agent)) for agent in agents})
         return self._wanted
 
     def _resolve(self, agent: Agent) -> EffectiveAgent | Blocked | Unsupported:
+        if not self._secrets_read:
+            # What is launched without them is not what the card wants, and what runs with them would be stopped.
+            return Blocked(
+                reason="secrets", message=f"{self._secrets.warnings[0]}: agent {agent.name} waits until it can"
+            )
         return resolve(
             agent,
             prompt=self._prompt(agent),

@@ -11,6 +11,7 @@ from typing import Final
 import attrs
 
 from agentd.card.card import _frozen_mapping
+from agentd.errors import is_shortage
 from agentd.inputs.regular_file import read_regular
 
 _MAX_VARIABLE: Final = 131_072
@@ -42,18 +43,25 @@ class Secrets:
 
 
 def read_secrets(directory: Path, last: Secrets) -> Secrets:
-    """Read the directory's entries; one that is there but cannot be used keeps its value from `last`."""
+    """Read the directory's entries; one that is there but cannot be used keeps its value from `last`.
+
+    OSError: there is not enough of something to read them with, so that nothing is known of any.
+    """
     try:
         folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not directory.is_symlink():
             return Secrets()
+        if is_shortage(error):
+            raise
         return _keep_all(directory, last, error)
     try:
         entries = os.listdir(folder)
         names = sorted(name for name in entries if not name.startswith("."))
         return _read_entries(directory, folder, names, last)
     except OSError as error:
+        if is_shortage(error):
+            raise
         return _keep_all(directory, last, error)
     finally:
         os.close(folder)
@@ -77,6 +85,8 @@ def _read_entries(directory: Path, folder: int, names: list[str], last: Secrets)
         try:
             values[name] = _read_value(name, folder)
         except OSError as error:
+            if is_shortage(error):
+                raise
             if _is_entry(name, folder):
                 warnings.append(_entry_warning(name, error, values, last))
     if len(names) > _MAX_ENTRIES:

@@ -132,7 +132,7 @@ class Watch:
             try:
                 kernel = INotify(nonblocking=True)
             except OSError as error:
-                self._warn(error, "fs.inotify.max_user_instances")
+                self._warn(error, "fs.inotify.max_user_instances, or agentd's own limit of open files")
                 await trio.sleep(_RETRY)
                 continue
             with kernel:

@@ -8,22 +8,21 @@ parents. Terminals tell nothing: the kernel gives each to one session, and a con
 machine does.
 """
 
-import errno
 import os
 import signal
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from signal import Signals
 
 import attrs
 import trio
 
+from agentd.errors import is_shortage
 from agentd.processes.cgroup import Cgroup
 from agentd.processes.scan import Process, Snapshot, read_stat, read_uid, scan
-
-_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
-_SHORTAGE_PAUSE = 0.05
+from agentd.processes.shortages import PAUSE, Shortages
 
 # A child that was forked just before its parent was signalled has missed the signal, and the parent may wait for it.
 _LOOK_AGAIN = 0.2
@@ -39,17 +38,24 @@ class Scanner:
         self.uid = uid
         self.scans = 0
         """How many scans have begun."""
+        self.shortages = Shortages()
         self._turn = trio.Lock()
         self._thread = trio.CapacityLimiter(1)
         self._latest: tuple[int, Snapshot] | None = None
 
     async def scan(self) -> Snapshot:
-        """Return a snapshot that was begun after this call.
+        """Return a snapshot that was begun after this call, however long there is nothing to look with.
 
         Whoever's turn comes first scans for all who wait by then; cancelled, it leaves that to the next of them.
-
-        OSError: there is no descriptor or memory left to look with.
         """
+        while True:
+            try:
+                return await self._scan()
+            except OSError as error:
+                self.shortages.note(error)
+            await trio.sleep(PAUSE)
+
+    async def _scan(self) -> Snapshot:
         wanted = self.scans + 1
         async with self._turn:
             if self._latest is not None and self._latest[0] >= wanted:
@@ -164,11 +170,11 @@ async def signal_group(scanner: Scanner, pgrp: int, *signals: Signals) -> int:
     """Send the signals, in their order, to the user's processes in that process group; return how many got them."""
     snapshot = await scanner.scan()
     spared = {1, *_lineage(snapshot.processes, snapshot.us)}
-    return sum(
-        _send(process, signals)
-        for process in snapshot.processes.values()
-        if process.pgrp == pgrp and process.uid == snapshot.uid and process.pid not in spared
-    )
+    reached = 0
+    for process in snapshot.processes.values():
+        if process.pgrp == pgrp and process.uid == snapshot.uid and process.pid not in spared:
+            reached += await scanner.shortages.outlast(partial(_send, process, signals))
+    return reached
 
 
 class _Sweep:
@@ -203,9 +209,9 @@ class _Sweep:
         others = [process for process in self._victims if process.pid != self._footprint.shell]
         asked = others or self._victims
         new = [process for process in asked if process.key not in self._asked]
-        self._asked |= await _send_all(new, Signals.SIGTERM if others else Signals.SIGHUP, Signals.SIGCONT)
+        self._asked |= await self._send_all(new, Signals.SIGTERM if others else Signals.SIGHUP, Signals.SIGCONT)
         with trio.move_on_after(_LOOK_AGAIN):
-            await _gone(asked)
+            await self._gone(asked)
 
     async def kill(self) -> None:
         """Send SIGKILL and wait for the ends, but not for long: one stuck in the kernel must not hold up the others.
@@ -220,7 +226,7 @@ class _Sweep:
         new: Iterable[Process] = self._victims
         try:
             for _ in range(_FREEZE_ROUNDS if self._killed else 0):
-                await _send_all(new, Signals.SIGSTOP)
+                await self._send_all(new, Signals.SIGSTOP)
                 known = {process.key for process in stopped}
                 new = [process for process in await self._look_once() if process.key not in known]
                 stopped += new
@@ -228,9 +234,38 @@ class _Sweep:
                     break
         finally:
             with trio.CancelScope(shield=True):  # nothing is left stopped; it only lets others run in between
-                self._killed |= await _send_all(stopped, Signals.SIGKILL)
+                self._killed |= await self._send_all(stopped, Signals.SIGKILL)
         with trio.move_on_after(_KILL_WAIT):
-            await _gone(stopped)
+            await self._gone(stopped)
+
+    async def _send_all(self, processes: Iterable[Process], *signals: Signals) -> set[tuple[int, int]]:
+        """Send the signals to each; return who got them."""
+        reached = set()
+        for count, process in enumerate(processes, start=1):
+            try:
+                if _send(process, signals):
+                    reached.add(process.key)
+            except OSError as error:
+                self._scanner.shortages.note(error)  # the next look finds it again
+            if count % _SENT_IN_ONE_GO == 0:  # a fork bomb's thousands must not hold up the other agents
+                await trio.lowlevel.checkpoint()
+        return reached
+
+    async def _gone(self, processes: Iterable[Process]) -> None:
+        """Wait until all have gone, holding one descriptor at a time."""
+        waiting = deque(processes)
+        while waiting:
+            process = waiting.popleft()
+            try:
+                with _pidfd(process) as fd:
+                    if fd is not None:
+                        await trio.lowlevel.wait_readable(fd)
+            except ProcessLookupError:
+                continue
+            except OSError as error:
+                self._scanner.shortages.note(error)
+                waiting.append(process)
+                await trio.sleep(PAUSE)
 
     def ended(self, *, gave_up: bool = False) -> Ended:
         left = {key for key, process in self._found.items() if _may_live(process)} if gave_up else set()
@@ -241,22 +276,16 @@ class _Sweep:
         )
 
     async def _look_once(self) -> tuple[Process, ...]:
-        while True:
-            try:
-                snapshot = await self._scanner.scan()
-                if self._footprint.cgroup is not None:
-                    # Read after the look: a pid that has gone since, and is another's, is no victim's any more.
-                    self._members = self._footprint.cgroup.members()
-            except OSError as error:
-                _raise_unless_shortage(error)
-                await trio.sleep(_SHORTAGE_PAUSE)
-                continue
-            victims = select(snapshot, self._footprint, self._members)
-            self._free_others(snapshot, victims)
-            self._unseen = not self._members <= snapshot.processes.keys()
-            self._footprint = _add(self._footprint, victims)
-            self._found.update((process.key, process) for process in victims)
-            return victims
+        snapshot = await self._scanner.scan()
+        if self._footprint.cgroup is not None:
+            # Read after the look: a pid that has gone since, and is another's, is no victim's any more.
+            self._members = await self._scanner.shortages.outlast(self._footprint.cgroup.members)
+        victims = select(snapshot, self._footprint, self._members)
+        self._free_others(snapshot, victims)
+        self._unseen = not self._members <= snapshot.processes.keys()
+        self._footprint = _add(self._footprint, victims)
+        self._found.update((process.key, process) for process in victims)
+        return victims
 
     def _free_others(self, snapshot: Snapshot, victims: tuple[Process, ...]) -> None:
         """Let the kept shell, and what an admin has started in it, out of the cgroup that is to end as a whole."""
@@ -352,12 +381,13 @@ def _may_live(process: Process) -> bool:
     try:
         return _lives(process)
     except OSError as error:
-        _raise_unless_shortage(error)
+        if not is_shortage(error):
+            raise
         return True
 
 
 def _send(process: Process, signals: Iterable[Signals]) -> bool:
-    """Send the signals; False when it has gone, or cannot be reached for now."""
+    """Send the signals; False when it has gone, or may not be reached."""
     try:
         with _pidfd(process) as fd:
             if fd is None:
@@ -366,40 +396,4 @@ def _send(process: Process, signals: Iterable[Signals]) -> bool:
                 signal.pidfd_send_signal(fd, number)
     except (ProcessLookupError, PermissionError):
         return False
-    except OSError as error:
-        _raise_unless_shortage(error)
-        return False
     return True
-
-
-async def _send_all(processes: Iterable[Process], *signals: Signals) -> set[tuple[int, int]]:
-    """Send the signals to each; return who got them."""
-    reached = set()
-    for count, process in enumerate(processes, start=1):
-        if _send(process, signals):
-            reached.add(process.key)
-        if count % _SENT_IN_ONE_GO == 0:  # a fork bomb's thousands must not hold up the other agents
-            await trio.lowlevel.checkpoint()
-    return reached
-
-
-async def _gone(processes: Iterable[Process]) -> None:
-    """Wait until all have gone, holding one descriptor at a time."""
-    waiting = deque(processes)
-    while waiting:
-        process = waiting.popleft()
-        try:
-            with _pidfd(process) as fd:
-                if fd is not None:
-                    await trio.lowlevel.wait_readable(fd)
-        except ProcessLookupError:
-            continue
-        except OSError as error:
-            _raise_unless_shortage(error)
-            waiting.append(process)
-            await trio.sleep(_SHORTAGE_PAUSE)
-
-
-def _raise_unless_shortage(error: OSError) -> None:
-    if error.errno not in _SHORTAGES:
-        raise error

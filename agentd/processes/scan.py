@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import attrs
 
+from agentd.errors import is_shortage
+
 TAG_VARIABLE = "AGENTD_ATTEMPT"
 """The environment variable that names the attempt by which a process was started."""
 
@@ -88,9 +90,24 @@ def is_alive(pid: int) -> bool:
     return stat is not None and not stat.dead
 
 
+def is_gone(pid: int) -> bool:
+    """Tell whether a process is known to have ended; one that cannot be looked at, for want of something, is not."""
+    try:
+        return not is_alive(pid)
+    except OSError as error:
+        if not is_shortage(error):
+            raise
+        return False
+
+
 def is_halted(pid: int) -> bool:
-    """Tell whether a process was stopped, and does nothing until it is told to go on."""
-    stat = read_stat(pid)
+    """Tell whether a process is known to have been stopped, and does nothing until it is told to go on."""
+    try:
+        stat = read_stat(pid)
+    except OSError as error:
+        if not is_shortage(error):
+            raise
+        return False
     return stat is not None and stat.state in "Tt"
 
 

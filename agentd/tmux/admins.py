@@ -3,10 +3,11 @@
 import grp
 import logging
 import pwd
+from contextlib import suppress
 
 import trio
 
-from agentd.errors import TmuxError, TmuxUnknownError
+from agentd.errors import TmuxError, TmuxUnknownError, threads_as_processes
 from agentd.settings import Settings
 from agentd.tmux.client import Client, Request
 from agentd.tmux.protocol import escape_format
@@ -28,7 +29,9 @@ async def admit_admins(settings: Settings, client: Client) -> None:
     known = {settings.agent_user.name, "root"}  # tmux admits them by itself, and says so with an error.
     while True:
         # Directory services can take long; nothing else waits for them.
-        members = await trio.to_thread.run_sync(group_members, gid, abandon_on_cancel=True)
+        members: set[str] = set()
+        with suppress(OSError), threads_as_processes():  # without a thread, the next look finds them
+            members = await trio.to_thread.run_sync(group_members, gid, abandon_on_cancel=True)
         for name in sorted(members - known):
             known.add(name)
             try:

@@ -14,7 +14,7 @@ from typing import cast
 
 import trio
 
-from agentd.errors import TmuxError, TmuxUnknownError
+from agentd.errors import TmuxError, TmuxUnknownError, threads_as_processes
 from agentd.process_context import OPEN_GATE, UMASK, agents_environment, gated, give_context
 from agentd.processes.scan import read_uid
 from agentd.settings import Settings
@@ -200,17 +200,18 @@ async def open_client(settings: Settings) -> AsyncIterator[Client]:
 
     OSError: if the client cannot be started.
     """
-    process = await trio.lowlevel.open_process(
-        gated(_command(settings)),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd="/",
-        env=agents_environment(os.environ, switch_user=settings.switch_user),
-        umask=UMASK,
-        # Without our terminal: its Ctrl-C is for agentd alone, and sudo makes no pseudo-terminal.
-        start_new_session=True,
-    )
+    with threads_as_processes():
+        process = await trio.lowlevel.open_process(
+            gated(_command(settings)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            env=agents_environment(os.environ, switch_user=settings.switch_user),
+            umask=UMASK,
+            # Without our terminal: its Ctrl-C is for agentd alone, and sudo makes no pseudo-terminal.
+            start_new_session=True,
+        )
     client = Client(process)
     try:
         _give_context(process, settings)

@@ -9,9 +9,17 @@ from pathlib import Path
 import attrs
 import trio
 
-from agentd.errors import StartupError, TmuxError, TmuxHaltedError, TmuxServerGoneError, TmuxUnknownError
+from agentd.errors import (
+    StartupError,
+    TmuxError,
+    TmuxHaltedError,
+    TmuxServerGoneError,
+    TmuxUnknownError,
+    is_shortage,
+    shortage_words,
+)
 from agentd.process_context import ONLY_OURS
-from agentd.processes.scan import is_alive, is_halted
+from agentd.processes.scan import is_gone, is_halted
 from agentd.settings import Settings
 from agentd.tmux.admins import admit_admins
 from agentd.tmux.client import (
@@ -113,7 +121,7 @@ class Tmux:
         """
         request = Request(*args)
         client: Client | None = None
-        if server is not None and not is_alive(server):
+        if server is not None and is_gone(server):
             message = f"tmux {request.name}: its server (pid {server}) is gone"
             raise TmuxServerGoneError(message)
         if server is not None and is_halted(server):
@@ -187,7 +195,8 @@ class Tmux:
                 await trio.sleep(delay)
                 delay = min(delay * 2, _LONGEST_DELAY)
         finally:
-            kill_left_clients(self._settings)
+            with suppress(OSError):
+                kill_left_clients(self._settings)
             self._closed = True
             self._tell()
             if self._asked_for_unit:
@@ -258,10 +267,10 @@ class Tmux:
 
     async def _converse(self, task_status: trio.TaskStatus[None]) -> tuple[bool, str]:
         """Hold one connection for as long as it lasts; return whether it was one, and why it ended."""
-        kill_left_clients(self._settings)
-        await self._seek_server()
-        unit_words = await self._start_unit()
         try:
+            kill_left_clients(self._settings)
+            await self._seek_server()
+            unit_words = await self._start_unit()
             async with open_client(self._settings) as client:
                 try:
                     self._server = await _prepare(client)
@@ -292,6 +301,8 @@ class Tmux:
                     self._client = None
                 return True, client.words
         except OSError as error:
+            if is_shortage(error):
+                return False, f"its client does not start: {shortage_words(error)}"
             return False, f"{error.filename or self._settings.tmux} does not start: {error.strerror}"
 
     async def _start_unit(self) -> str:

@@ -7,6 +7,7 @@ from typing import Final
 
 import trio
 
+from agentd.errors import threads_as_processes
 from agentd.processes.cgroup import cgroup_path
 from agentd.settings import Settings
 from agentd.tmux.client import printable
@@ -53,14 +54,15 @@ async def _systemctl(settings: Settings, *words: str) -> tuple[int, str]:
     shown = " ".join([os.path.basename(settings.systemctl), *command[1:]])
     with trio.move_on_after(_TIMEOUT):
         try:
-            done = await trio.run_process(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_stdout=True,
-                capture_stderr=True,
-                check=False,
-                cwd="/",
-            )
+            with threads_as_processes():
+                done = await trio.run_process(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    capture_stdout=True,
+                    capture_stderr=True,
+                    check=False,
+                    cwd="/",
+                )
         except OSError as error:
             return 1, f"{shown} does not start: {error.strerror}"
         if done.returncode == 0:

@@ -296,6 +296,9 @@ class _Sessions:
             self._world.remember(note, attempt)
             self._life.tell("noted", self._world.attempts[note.run, note.status.attempt])
 
+    def catch_up(self) -> tuple[str, ...]:
+        return self._world.catch_up()
+
     def forget(self, run: str) -> None:
         if self._life.touch():
             self._world.forget(run)

@@ -29,7 +29,7 @@ _ORDER = """
     attempts.cgroups attempts.directory attempts.session attempts.obstacles attempts.script attempts.lifeline
     attempts.terminal
     tmux.connection tmux.socket tmux.admins tmux.unit tmux.client tmux.protocol
-    processes.ending processes.cgroup processes.scan
+    processes.ending processes.cgroup processes.shortages processes.scan
     sdnotify
     inputs.reader inputs.parsing inputs.prompts inputs.settle inputs.watch
     sessions status plan lifecycle
