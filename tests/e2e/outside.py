@@ -173,6 +173,8 @@ class World:
         self.log_file = self.top / "log"
         self.log_file.touch()
         self.process: subprocess.Popen[bytes] | None = None
+        self.within: tuple[str, ...] = ()
+        """A command that becomes agentd, with the words of another command."""
         self.explicit = True
         """Whether agentd is told this world's paths; without, it finds its defaults."""
         self.env = {
@@ -273,7 +275,7 @@ class World:
         user = [] if any(flag.startswith("-agent-user") for flag in flags) else ["-agent-user", own_user()]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command(*user, *flags),
+                [*self.within, *self.command(*user, *flags)],
                 env=self.env,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -302,6 +304,17 @@ class World:
     def look(self) -> None:
         """Have agentd look again soon."""
         self.signal(signal.SIGHUP)
+
+    def wait_looks(self, find: Callable[[], _T | None], what: str) -> _T:
+        """Wait for what comes with a look, and have agentd look more often than it does by itself."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            self.look()
+            try:
+                return wait_for(find, what, seconds=0.5)
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
 
     def stop(self, *, seconds: float = PATIENCE) -> int:
         """Stop agentd and return its exit code."""
@@ -375,6 +388,11 @@ class World:
     def status(self, name: str) -> Any:
         """One agent as the API has it."""
         return self.get(f"/v1/agents/{quote(name)}").json
+
+    def warnings(self) -> list[str]:
+        """What /v1/health warns of."""
+        warnings: list[str] = self.get("/v1/health").json["warnings"]
+        return warnings
 
     def wait_status(self, name: str, *, seconds: float = PATIENCE, **wanted: Any) -> Any:
         """Wait until all of these are true of the agent, and return it."""
