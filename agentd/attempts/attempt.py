@@ -205,7 +205,9 @@ class TmuxAttempt:
         """End the tmux session, and what is left in its shell's."""
         await trio.lowlevel.checkpoint()
         state = self.state
-        unsure = not state.certain and state.place is None  # one may be made yet
+        unsure = set()
+        if not state.certain and state.place is None:  # one may be made yet
+            unsure.add(self._request.run)
         try:
             if state.leftover is not None:
                 await end_session(state.leftover, self._world)
@@ -213,10 +215,11 @@ class TmuxAttempt:
             if state.place is not None:
                 await session.kill(self._world.tmux, state.place, KILL_LIMIT)
         except TmuxUnknownError as error:
-            unsure = True
+            in_the_way = None if state.leftover is None else state.leftover.run
+            unsure.add(in_the_way or self._request.run)
             _log.warning("agent=%s: nobody knows whether its session ended: %s", self._agent.name, error)
-        if unsure:
-            self._world.tmux.later(partial(end_sessions_of, self._world, self._request.run))
+        for run in unsure:
+            self._world.tmux.later(partial(end_sessions_of, self._world, run))
             state.certain = True
         if state.place is not None:
             await end_all(self._world.scanner, state.footprint(keep_shell=False))

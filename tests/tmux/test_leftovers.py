@@ -16,7 +16,7 @@ from agentd.attempts.attempt import TmuxAttempt
 from agentd.attempts.tmux_sessions import TmuxSessions
 from agentd.card.card import Agent
 from agentd.processes.ending import Scanner
-from agentd.processes.scan import Snapshot
+from agentd.processes.scan import Snapshot, is_halted
 from agentd.resolve import EffectiveAgent
 from agentd.sessions import AttemptRequest
 from agentd.settings import Settings
@@ -199,3 +199,24 @@ async def test_tmux_dies_in_a_close(sessions: TmuxSessions, tmux: Tmux, caplog: 
     assert sum(WORDS in record.getMessage() for record in caplog.records) == 1
     await attempt.close()
     assert await names(tmux) == []
+
+
+async def test_tmux_stands_still_in_a_close(sessions: TmuxSessions, tmux: Tmux) -> None:
+    """A session that was in the way of a launch, and could not be ended at its close, ends when tmux answers again."""
+    await session.create(
+        tmux,
+        "a",
+        f"{sessions.world.instance}/another",
+        session.Inside(workdir=sessions.world.settings.default_workdir, env={}),
+    )
+    (server,) = await tmux.command("display-message", "-p", "#{pid}")
+    attempt = attempt_of(sessions)
+    attempt.state.leftover = await session.find(tmux, "a", sessions.world.instance)
+    os.kill(int(server), signal.SIGSTOP)
+    with trio.fail_after(10):
+        while not is_halted(int(server)):  # noqa: ASYNC110 - nobody tells of it
+            await trio.sleep(0.01)
+        await attempt.close()
+        os.kill(int(server), signal.SIGCONT)
+        while await names(tmux) != []:  # noqa: ASYNC110 - nobody tells of it
+            await trio.sleep(0.01)
