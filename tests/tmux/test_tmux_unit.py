@@ -31,6 +31,7 @@ alive() {{ [ -f pid ] && grep -q '^State:.[^ZX]' "/proc/$(cat pid)/status" 2>/de
 case $* in
 *is-active*) alive; exit ;;
 *list-jobs*) cat jobs; exit ;;
+*show*) echo /agents; exit ;;
 *start*) ;;
 *) exit 0 ;;
 esac
@@ -136,6 +137,15 @@ async def test_unit_that_runs(systemd: Systemd) -> None:
         assert await tmux.end_server()
 
 
+async def test_cgroup_that_cannot_be_found(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel does not tell of its mounts just now, the unit has no cgroup, and the connection is there."""
+    monkeypatch.setattr("agentd.processes.cgroup._MOUNTS", systemd.place / "nothing")
+    async with open_tmux(systemd.settings) as tmux:
+        assert await _pid(tmux) == systemd.server
+        assert tmux.cgroup is None
+        assert await tmux.end_server()
+
+
 async def test_unit_that_cannot_start(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
     """What systemd has against the unit is the reason why agentd does not start."""
     monkeypatch.setattr("agentd.tmux.connection._UNIT_PATIENCE", 0)
@@ -220,6 +230,7 @@ async def test_end_of_the_unit(systemd: Systemd, jobs: str, ends: bool) -> None:
 async def test_unit_that_runs_at_the_end(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
     """A unit that runs is never stopped, even if its server cannot be reached at the end: people may be in it."""
     monkeypatch.setattr("agentd.tmux.connection._END_TIMEOUT", 0.2)
+    monkeypatch.setattr("agentd.tmux.connection.resume_server", lambda *_: None)
     async with open_tmux(systemd.settings) as tmux:
         client = (await tmux.command("list-clients", "-F", "#{client_pid}"))[0]
         os.kill(systemd.server, signal.SIGSTOP)
