@@ -16,6 +16,8 @@ _QUICK_DOTS_IN_LINE: Final = 3
 """tomlkit's time doubles with each part of a dotted key that comes twice: a card of 200 bytes can take for ever."""
 _LONGEST: Final = 60.0
 """Seconds after which a card is refused instead; a thousand agents take one."""
+_PAUSE: Final = 1.0
+"""Seconds between two interruptions, should the first one get lost."""
 _SWITCH: Final = 0.005
 """Python's own seconds between two switches of threads."""
 _SHORT_SWITCH: Final = 0.0002
@@ -49,33 +51,42 @@ class _Bounded:
         self._data = data
         self._lock = threading.Lock()
         self._thread: int | None = None
+        self._over = threading.Event()
 
     def parse(self) -> Card | CardError:
         """Parse, hindering other threads little: after each system call they wait for this one to be switched."""
-        timer = threading.Timer(_LONGEST, self._interrupt)
-        timer.daemon = True
+        interrupter = threading.Thread(target=self._interrupt, daemon=True)
+        interrupter.start()
+        sys.setswitchinterval(_SHORT_SWITCH)
         try:
             try:
                 self._thread = threading.get_ident()
-                timer.start()
-                sys.setswitchinterval(_SHORT_SWITCH)
                 return _parse(self._data)
             finally:
-                # From here on this thread is somebody else's, and an interruption on its way is taken back.
-                with self._lock:
-                    thread, self._thread = self._thread, None
-                    _raise_in(thread or threading.get_ident(), None)
+                self._leave()
         except _TooLongError:
             text = f"it takes longer than {_LONGEST:g} s to be read; write fewer dotted keys and tables"
             return CardError((Problem("card", text),))
         finally:
-            timer.cancel()
+            self._leave()  # again, for the interruption that has come in the midst of it
             sys.setswitchinterval(_SWITCH)
+            self._over.set()
+            interrupter.join()
+
+    def _leave(self) -> None:
+        """From here on this thread is somebody else's, and an interruption on its way is taken back."""
+        with self._lock:
+            self._thread = None
+            _raise_in(threading.get_ident(), None)
 
     def _interrupt(self) -> None:
-        with self._lock:
-            if self._thread is not None:
-                _raise_in(self._thread, _TooLongError)
+        """Again and again: what is raised while the garbage collector has something finalised is lost."""
+        pause = _LONGEST
+        while not self._over.wait(pause):
+            pause = _PAUSE
+            with self._lock:
+                if self._thread is not None:
+                    _raise_in(self._thread, _TooLongError)
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:

@@ -11,6 +11,9 @@ from agentd.card.card import Card
 from agentd.errors import CardError
 from agentd.inputs.parsing import _is_quick, parse
 
+# An interruption that comes while the garbage collector has something finalised ends that, and is told to nobody else.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 _DEEP = "a." * 40
 _FOR_EVER = f"{_DEEP}b = 1\n{_DEEP}c = 1\n".encode()
 _AGENT = '[[agents]]\nharness = "custom"\n'
@@ -46,6 +49,31 @@ async def test_card_that_takes_for_ever(monkeypatch: pytest.MonkeyPatch) -> None
         for _ in range(20):
             assert isinstance(await parse(_AGENT.encode() + b"#" * 5000), Card)
         assert threading.active_count() <= threads + 1
+
+
+async def test_interruption_that_gets_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parser that is interrupted just when garbage is finalised, where exceptions are lost, is interrupted again."""
+    monkeypatch.setattr(agentd.inputs.parsing, "_LONGEST", 0.1)
+    monkeypatch.setattr(agentd.inputs.parsing, "_PAUSE", 0.1)
+    lost = threading.Event()
+
+    class Garbage:
+        def __del__(self) -> None:
+            try:
+                while True:
+                    pass
+            finally:
+                lost.set()
+
+    def parse_for_ever(data: bytes) -> Card:
+        Garbage()
+        while True:
+            pass
+
+    monkeypatch.setattr(agentd.inputs.parsing, "parse_card", parse_for_ever)
+    with trio.fail_after(10):
+        assert isinstance(await parse(_FOR_EVER), CardError)
+    assert lost.is_set()
 
 
 @pytest.mark.parametrize("late", [0.0, 0.0001, 0.001])
