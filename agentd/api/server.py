@@ -205,9 +205,16 @@ class _Connection(TCPServer):
     Nothing public in hypercorn leads there, and clients that come and go took a descriptor each for seven seconds.
     """
 
+    _left = False
+
     async def _read_data(self) -> None:
         await super()._read_data()
+        self._left = True
         await self.idle_task.stop()
+
+    async def _idle_timeout(self) -> None:
+        if not self._left:  # its last answer may come after that
+            await super()._idle_timeout()
 
 
 hypercorn.trio.run.TCPServer = _Connection  # type: ignore[attr-defined]
