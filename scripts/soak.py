@@ -36,7 +36,8 @@ def main() -> int:
     random.seed(options.seed)
     user = options.agent_user or _agent_user()
     began = time.monotonic()
-    print(f"soak: about {options.minutes:g} minutes, SEED={options.seed}, agents run as {user}", flush=True)
+    lasts = f"{options.minutes:g} min, and quiet phases"
+    print(f"soak: {lasts}, SEED={options.seed}, agents run as {user}", flush=True)
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {text}", flush=True)
@@ -67,7 +68,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=5.0, help="about how long (5)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="how long, quiet phases excepted (5)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of what is drawn")
     parser.add_argument("--agents", type=int, default=30, help="how many agents (30)")
     parser.add_argument("--agent-user", help="as root: whom agents run as (agent, if there is one)")

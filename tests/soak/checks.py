@@ -19,8 +19,8 @@ BOUND = 90.0
 """Seconds in a quiet phase until all runs that should. Alone on two cores it takes about 5; 30 are a launch's limit."""
 SETTLE = 30.0
 """Seconds in which what is just ending may end before it counts as leaked."""
-STEADY = 8.0
-"""Seconds for which a number is the same before it is believed; the API keeps clients that left for 7."""
+STEADY = 2.0
+"""Seconds for which a number is the same before it is believed."""
 MOST_MORE_MEMORY = 6.0
 """MB by which agentd's RSS may be larger at the end of a stretch without kills."""
 
