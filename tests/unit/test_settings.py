@@ -130,15 +130,15 @@ def test_unit_needs_systemctl(environ: Mapping[str, str], settings: Settings, tm
 
 
 @pytest.mark.parametrize("unit", [None, "a.service"])
-@pytest.mark.parametrize("pid", [os.getpid(), 1])
+@pytest.mark.parametrize("ours", [True, False])
 def test_keeping_agents_in_our_own_unit(
-    environ: Mapping[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, pid: int, unit: str | None
+    environ: Mapping[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, ours: bool, unit: str | None
 ) -> None:
     """A service that is to keep its agents, and has them in its own unit, is told that systemd will end them."""
     _program(tmp_path / "bin", "systemctl", "exit 1")
     flags = Flags(agent_user=_own_name(), keep_agents=True, tmux_unit=unit)
-    assert build_settings(flags, {**environ, "SYSTEMD_EXEC_PID": str(pid)}).keep_agents
-    assert ("-keep-agents keeps nothing here" in caplog.text) is (pid == os.getpid() and unit is None)
+    assert build_settings(flags, {**environ, "SYSTEMD_EXEC_PID": str(os.getpid() if ours else 1)}).keep_agents
+    assert ("-keep-agents keeps nothing here" in caplog.text) is (ours and unit is None)
 
 
 @pytest.mark.parametrize("name", ["a.service", "agentd-tmux@x.service", "a\\x2db:c_d.e.service"])
