@@ -79,6 +79,18 @@ class Cgroup:
         """
         return frozenset(pid for part in self._parts() for pid in _pids(part))
 
+    def is_populated(self) -> bool:
+        """Whether anything lives in it or in its parts, by the kernel's count: what moves between these, too.
+
+        Raises:
+            OSError: if it is there and cannot be looked into.
+        """
+        try:
+            return "populated 1" in (self.path / "cgroup.events").read_text()
+        except OSError as error:
+            _raise_unless_gone(error)
+            return False
+
     def kill(self) -> None:
         """SIGKILL to all of it at once: nothing in it can fork faster. Before Linux 5.14 this does nothing."""
         with contextlib.suppress(OSError):
@@ -93,9 +105,12 @@ class Cgroup:
 
     def _parts(self) -> Iterator[Path]:
         """It, and what its owner has made of it, parents first."""
+        _open_up(self.path)
         for place, folders, _ in os.walk(self.path, onerror=_raise_unless_gone):
             yield Path(place)
             folders.sort()
+            for folder in folders:
+                _open_up(Path(place, folder))
 
 
 def _pids(part: Path) -> Iterator[int]:
@@ -108,7 +123,21 @@ def _pids(part: Path) -> Iterator[int]:
     yield from (int(word) for word in text.split() if word != "0")  # 0: of no pid namespace that we see
 
 
+def _open_up(part: Path) -> None:
+    """Open again what its owner has closed to himself, who is us where agents are our own user's."""
+    for path, needed, mode in (
+        (part, os.R_OK | os.W_OK | os.X_OK, 0o755),
+        (part / "cgroup.procs", os.R_OK, 0o644),
+        (part / "cgroup.events", os.R_OK, 0o444),
+    ):
+        if not os.access(path, needed):
+            with contextlib.suppress(OSError):
+                path.chmod(mode)
+
+
 def _raise_unless_gone(error: OSError) -> None:
+    if isinstance(error, PermissionError):  # closed again since it was opened: that is no bug, and not for ever
+        raise BlockingIOError(errno.EAGAIN, error.strerror, error.filename) from error
     if error.errno not in {errno.ENOENT, errno.ENODEV}:
         raise error
 
@@ -129,8 +158,10 @@ def cgroup_path(name: str) -> Path | None:
         if kind.split(" ", 1)[0] != "cgroup2":
             continue
         root, place = (_unescape(field) for field in fields.split(" ")[3:5])
-        if name == root or name.startswith(f"{root.rstrip('/')}/"):
-            return Path(place, os.path.relpath(name, root))
+        below = name.removeprefix(root.rstrip("/"))
+        # Who was moved out of its own cgroup namespace is at `/../there`, which is not below any `/`.
+        if name.startswith(root.rstrip("/")) and below[:1] in {"", "/"} and below.split("/")[1:2] != [".."]:
+            return Path(place, below.lstrip("/"))
     return None
 
 

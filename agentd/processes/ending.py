@@ -190,7 +190,7 @@ class _Sweep:
         self._others: frozenset[int] = frozenset()
         """Members of the cgroup that are not the attempt's, but started by hand in its kept shell."""
         self._unseen = False
-        """Whether the cgroup has had members since that no look has caught: they fork, and are gone."""
+        """Whether the cgroup has members that no look has caught: they fork and are gone, or move about in it."""
         self._victims: tuple[Process, ...] = ()
 
     async def look(self) -> bool:
@@ -276,13 +276,14 @@ class _Sweep:
         )
 
     async def _look_once(self) -> tuple[Process, ...]:
-        snapshot = await self._scanner.scan()
-        if self._footprint.cgroup is not None:
+        snapshot, cgroup, moving = await self._scanner.scan(), self._footprint.cgroup, False
+        if cgroup is not None:
             # Read after the look: a pid that has gone since, and is another's, is no victim's any more.
-            self._members = await self._scanner.shortages.outlast(self._footprint.cgroup.members)
+            self._members = await self._scanner.shortages.outlast(cgroup.members)
+            moving = not self._members and cgroup.is_populated()
         victims = select(snapshot, self._footprint, self._members)
         self._free_others(snapshot, victims)
-        self._unseen = not self._members <= snapshot.processes.keys()
+        self._unseen = moving or not self._members <= snapshot.processes.keys()
         self._footprint = _add(self._footprint, victims)
         self._found.update((process.key, process) for process in victims)
         return victims

@@ -1,6 +1,9 @@
 """An attempt's cgroup on real tmux."""
 
 import logging
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import trio
 
 from agentd.attempts.cgroups import Cgroups
 from agentd.processes.cgroup import Cgroup, cgroup_path, own_cgroup
+from agentd.processes.ending import Footprint, Scanner, end_all
 from agentd.settings import Settings
 from tests.tmux.test_attempt import open_world
 
@@ -79,3 +83,32 @@ async def test_others_are_found(settings: Settings) -> None:
         await trio.lowlevel.checkpoint()
     finally:
         assert all(cgroup.remove() for cgroup in (*left, *beside))
+
+
+class _Missed(Cgroup):
+    """One whose only member moves from part to part, and is never where a look is just then."""
+
+    def members(self) -> frozenset[int]:
+        return frozenset()
+
+
+async def test_what_moves_about_in_it_ends() -> None:
+    """A process that every look misses, since it moves about in its cgroup, ends with the cgroup as a whole."""
+    top = own_cgroup()
+    assert top is not None
+    cgroup = _Missed(top / f"agentd-moving-{os.getpid()}-1")
+    cgroup.make(None)
+    with subprocess.Popen(  # noqa: ASYNC220 - it only sleeps
+        ["/bin/sleep", "1000"], env={}, start_new_session=True
+    ) as process:
+        try:
+            cgroup.admit(process.pid)
+            footprint = Footprint(
+                tag="moving/?", launcher=None, launcher_ticks=None, shell=None, keep_shell=True, cgroup=cgroup
+            )
+            ended = await end_all(Scanner(os.geteuid()), footprint, term_grace=0.1)
+            assert (process.wait(0), ended.left, cgroup.remove()) == (-signal.SIGKILL, 0, True)
+        finally:
+            process.kill()
+            process.wait()
+            cgroup.remove()

@@ -14,6 +14,7 @@ HYBRID = "36 25 0:31 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd
 UNIFIED = "42 32 0:39 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 BESIDE = "42 32 0:39 / /sys/fs/cgroup/unified rw,nosuid - cgroup2 cgroup2 rw\n"
 CONTAINER = "42 32 0:39 /docker/ab /sys/fs/cgroup ro - cgroup2 cgroup rw\n"
+OUTSIDE = "42 32 0:39 /.. /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
 ODD = "42 32 0:39 / /odd\\040place rw - cgroup2 none rw\n"
 
 
@@ -32,6 +33,9 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (HYBRID + BESIDE, "1:name=systemd:/b\n0::/a\n", "/sys/fs/cgroup/unified/a"),
         (CONTAINER, "0::/docker/ab/x\n", "/sys/fs/cgroup/x"),
         (CONTAINER, "0::/docker/abc\n", None),
+        (UNIFIED, "0::/../a\n", None),
+        (OUTSIDE, "0::/../a\n", "/sys/fs/cgroup/a"),
+        (OUTSIDE, "0::/\n", None),
         (ODD, "0::/a\n", "/odd place/a"),
         (HYBRID, "1:name=systemd:/b\n0::/a\n", None),
         (HYBRID + BESIDE, "1:name=systemd:/b\n", None),
@@ -59,6 +63,16 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         gone.admit(1)
 
 
+@pytest.mark.parametrize("name", ["", "a", "a/cgroup.procs"])
+def test_what_its_owner_has_closed(tmp_path: Path, name: str) -> None:
+    """A part that an agent of our own user closes to itself, and so to us, is opened again and looked into."""
+    for part, pids in (("", "1\n"), ("a", "2\n")):
+        (tmp_path / part).mkdir(exist_ok=True)
+        (tmp_path / part / "cgroup.procs").write_text(pids)
+    (tmp_path / name).chmod(0)
+    assert cgroup.Cgroup(tmp_path).members() == {1, 2}
+
+
 def _failing(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """The same, but that there is no descriptor left for what has this name."""
 
@@ -76,6 +90,16 @@ def test_members_of_all_parts(tmp_path: Path) -> None:
         (tmp_path / part).mkdir(exist_ok=True)
         (tmp_path / part / "cgroup.procs").write_text(pids)
     assert cgroup.Cgroup(tmp_path).members() == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("populated 1\nfrozen 0\n", True), ("populated 0\n", False), (None, False)]
+)
+def test_whether_anything_lives_in_it(tmp_path: Path, text: str | None, expected: bool) -> None:
+    """The kernel says whether anything lives in a cgroup; in one that is gone nothing does."""
+    if text is not None:
+        (tmp_path / "cgroup.events").write_text(text)
+    assert cgroup.Cgroup(tmp_path).is_populated() == expected
 
 
 @pytest.mark.parametrize("name", ["a", "cgroup.procs"])
