@@ -33,7 +33,7 @@ class Cgroup:
         self.path.mkdir(mode=0o755, exist_ok=True)
         try:
             for name, limit in _LIMITS.items():
-                (self.path / name).write_text(str(limit))
+                _write(self.path / name, str(limit))
             if owner is not None:
                 for place in (self.path, *(self.path / name for name in _DIVISION)):
                     os.chown(place, *owner)
@@ -59,7 +59,7 @@ class Cgroup:
         Raises:
             OSError: if that cannot be done, ProcessLookupError if there is no such process.
         """
-        (self.path / "cgroup.procs").write_text(str(pid))
+        _write(self.path / "cgroup.procs", str(pid))
 
     def release(self, pid: int) -> bool:
         """Move a process out of it, into the one above; return whether it is not in it any more."""
@@ -94,7 +94,7 @@ class Cgroup:
     def kill(self) -> None:
         """SIGKILL to all of it at once: nothing in it can fork faster. Before Linux 5.14 this does nothing."""
         with contextlib.suppress(OSError):
-            (self.path / "cgroup.kill").write_text("1")
+            _write(self.path / "cgroup.kill", "1")
 
     def remove(self) -> bool:
         """Take it away with all its parts, if nothing lives in it; return whether it is gone."""
@@ -111,6 +111,12 @@ class Cgroup:
             folders.sort()
             for folder in folders:
                 _open_up(Path(place, folder))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write to a file of the kernel's: where cgroups are not mounted any more, none is made that looks like it."""
+    with open(os.open(path, os.O_WRONLY | os.O_CLOEXEC), "w") as file:
+        file.write(text)
 
 
 def _pids(part: Path) -> Iterator[int]:

@@ -73,6 +73,17 @@ def test_what_its_owner_has_closed(tmp_path: Path, name: str) -> None:
     assert cgroup.Cgroup(tmp_path).members() == {1, 2}
 
 
+def test_where_none_is_mounted(tmp_path: Path) -> None:
+    """Where cgroups are not mounted any more none is made, and no plain file takes the place of the kernel's."""
+    one = cgroup.Cgroup(tmp_path / "one")
+    with pytest.raises(FileNotFoundError):
+        one.make(None)
+    with pytest.raises(FileNotFoundError):
+        cgroup.Cgroup(tmp_path).admit(1)
+    cgroup.Cgroup(tmp_path).kill()
+    assert list(tmp_path.iterdir()) == []
+
+
 def _failing(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """The same, but that there is no descriptor left for what has this name."""
 
