@@ -110,7 +110,7 @@ class TmuxSessions:
         """Whether the cause is still there, as far as `stat`, or one question to tmux, can tell."""
         await trio.lowlevel.checkpoint()
         if blocked.reason == "tmux_unavailable":
-            return not self.world.tmux.connected
+            return not self.world.tmux.answers
         if blocked.reason == "session_taken":
             try:
                 found = await session.find(self.world.tmux, effective.agent.session, self.world.instance)

@@ -280,7 +280,7 @@ class _Sweep:
         if cgroup is not None:
             # Read after the look: a pid that has gone since, and is another's, is no victim's any more.
             self._members = await self._scanner.shortages.outlast(cgroup.members)
-            moving = not self._members and cgroup.is_populated()
+            moving = not self._members and await self._scanner.shortages.outlast(cgroup.is_populated)
         victims = select(snapshot, self._footprint, self._members)
         self._free_others(snapshot, victims)
         self._unseen = moving or not self._members <= snapshot.processes.keys()

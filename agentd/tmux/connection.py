@@ -100,6 +100,11 @@ class Tmux:
         return self._client is not None and not self._client.lost.is_set()
 
     @property
+    def answers(self) -> bool:
+        """Whether there is a connection just now, to a server that was not stopped."""
+        return self.connected and not is_halted(self._server)
+
+    @property
     def cgroup(self) -> Path | None:
         """The cgroup of the unit that holds the server, by systemd's word; None where there is none, or no answer."""
         return self._cgroup

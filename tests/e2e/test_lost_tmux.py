@@ -240,6 +240,12 @@ def test_an_end_while_the_server_stands_still(world: World) -> None:
         world.wait_status("ends", running=False, reason="code", seconds=3)
         world.wait_status("ends", state="waiting", reason="tmux_unavailable", seconds=8)
         assert "is stopped" in world.status("ends")["message"]
+        attempt = world.status("ends")["attempt"]
+        card = world.card.read_text()
+        for text in ("agents = 1\n", card, "agents = 1\n", card):  # a look for each, at which it is not tried again
+            world.write_card_text(text)
+            wait_for(lambda: ("card_error" not in world.get("/v1/health").json) == (text == card), "a look")  # noqa: B023
+        assert world.status("ends")["attempt"] == attempt
         world.wait_log("is stopped: agents go on")
     world.wait_ready("ends", 2)
     world.wait_log("goes on")
