@@ -402,16 +402,19 @@ class Chronicle:
         run.known_at = -math.inf
         if run.final is not None or run.wished is not None:
             return
-        if run.deadline is not None and run.deadline <= now:
-            self._time_out(now)
-        elif run.last in {"alive", "ended"} and (run.heard is not None or run.code is not None):
-            run.heard = now if note.started is None else note.started
-            if run.unseen:
-                self._see(run, now)
+        late = run.deadline is not None and run.deadline <= now
+        if run.last in {"alive", "ended"} and (run.heard is not None or run.code is not None):
+            # Who had ended by itself, for good, has not timed out, though nobody heard of it in time.
+            if not late or (run.last == "ended" and run.known):
+                run.heard = now if note.started is None else note.started
+                if run.unseen:
+                    self._see(run, now)
         elif state is State.STARTING:
             run.resumed = True
-            if run.last == "ended":
+            if run.last == "ended" and not late:
                 run.last, run.unseen = "launching", False
+        if late:
+            self._time_out(now)
 
     def _believe(self, run: RunStory, note: RunNote) -> None:
         """Where an agentd was killed in the instant of a change, only its note tells on which side of it that was."""
