@@ -2,7 +2,6 @@
 
 import logging
 import signal
-from functools import partial
 from typing import Any
 
 import attrs
@@ -11,7 +10,7 @@ import trio
 from agentd.attempts import session
 from agentd.attempts.directory import AttemptDirectory
 from agentd.attempts.launch import Launch
-from agentd.attempts.leftovers import end_session, end_sessions_of
+from agentd.attempts.leftovers import end_session, end_sessions_later
 from agentd.attempts.lifeline import Lifeline, LifelineJunkError, exit_code
 from agentd.attempts.state import AttemptState, World, remembered_place
 from agentd.attempts.terminal import in_front, is_raw
@@ -218,8 +217,8 @@ class TmuxAttempt:
             in_the_way = None if state.leftover is None else state.leftover.run
             unsure.add(in_the_way or self._request.run)
             _log.warning("agent=%s: nobody knows whether its session ended: %s", self._agent.name, error)
-        for run in unsure:
-            self._world.tmux.later(partial(end_sessions_of, self._world, run))
+        if unsure:
+            end_sessions_later(self._world, unsure)
             state.certain = True
         if state.place is not None:
             await end_all(self._world.scanner, state.footprint(keep_shell=False))

@@ -35,6 +35,7 @@ class Cgroups:
         """
         top, user = self._top, self._settings.agent_user
         if top is None:
+            self.tell("there is no cgroup of version 2 to make them in, or systemd does not tell of it")
             return None
         cgroup = Cgroup(top / f"{self._prefix}{run}-{number}")
         try:
@@ -48,7 +49,7 @@ class Cgroups:
             return None
         return cgroup
 
-    def tell(self, error: OSError) -> None:
+    def tell(self, error: OSError | str) -> None:
         """Say once that attempts have no cgroups, and what that means; an ordinary user mostly cannot have any."""
         if not self._told:
             level = logging.WARNING if os.geteuid() == 0 else logging.DEBUG

@@ -1,7 +1,8 @@
 """What an agentd that is dead left behind and nobody takes over: sessions, processes of attempts, directories."""
 
 import logging
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
+from functools import partial
 
 import attrs
 import trio
@@ -10,11 +11,15 @@ from agentd.attempts import session
 from agentd.attempts.directory import AttemptDirectory
 from agentd.attempts.state import World
 from agentd.errors import TmuxUnknownError
+from agentd.processes.cgroup import Cgroup
 from agentd.processes.ending import Footprint, end_all
 from agentd.processes.scan import Process
 
-LIMIT = 30.0
-"""Seconds for ending all of it: the bound of the shield, since half of it ended would be forgotten."""
+LIMIT = 60.0
+"""Seconds for ending all of it: the bound of the shield, since half of it ended would be forgotten.
+
+Each step has a bound of its own: 10 s for the processes, and for a session twice that and two answers of tmux.
+"""
 _ROUNDS = 2
 _SHOWN = 3
 _LONGEST_RUN = 100
@@ -36,12 +41,13 @@ async def end_leftovers(
         async with trio.open_nursery() as nursery:
             for one in sessions:
                 nursery.start_soon(_try_session, one, world, unsure)
-        await _end_processes(world, attempts, runs)
-        for cgroup in world.cgroups.others(attempts, runs):
-            await end_all(world.scanner, attrs.evolve(_nobodys(world), cgroup=cgroup))
-            cgroup.remove()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_processes, world, attempts, runs)
+            for cgroup in world.cgroups.others(attempts, runs):
+                nursery.start_soon(_end_cgroup, world, cgroup)
         AttemptDirectory.remove_others(world.settings, world.instance, attempts, runs)
         return not unsure
+    _log.error("what an earlier agentd left behind does not end within %g s; agentd tries again", LIMIT)
     return False
 
 
@@ -64,6 +70,13 @@ async def _end_processes(world: World, attempts: Container[tuple[str, int]], run
         _log.error(
             "%d processes with the tag of an earlier agentd's attempt are left alone: more keep coming", len(left)
         )
+
+
+async def _end_cgroup(world: World, cgroup: Cgroup) -> None:
+    ended = await end_all(world.scanner, attrs.evolve(_nobodys(world), cgroup=cgroup))
+    if ended.left:
+        _log.error("%d processes in %s are left alone: they cannot be ended", ended.left, cgroup.path)
+    cgroup.remove()
 
 
 def _nobodys(world: World) -> Footprint:
@@ -91,15 +104,23 @@ async def _try_session(found: session.Found, world: World, unsure: list[session.
         unsure.append(found)
 
 
-async def end_sessions_of(world: World, run: str) -> None:
-    """End whatever session has the mark of a run that is over.
+def end_sessions_later(world: World, runs: Collection[str]) -> None:
+    """Have whatever sessions have the marks of these runs, which are over, end as soon as tmux answers again."""
+    world.unended.update(runs)
+    world.tmux.later.add("sessions", partial(_end_unended, world))
+
+
+async def _end_unended(world: World) -> None:
+    """End the sessions of runs that are over.
 
     Raises:
-        TmuxUnknownError: if nobody knows whether there is none.
+        TmuxUnknownError: if nobody knows whether there are any.
     """
+    runs = frozenset(world.unended)
     for one in await session.find_all(world.tmux, world.instance):
-        if one.run == run:
+        if one.run in runs:
             await end_session(one, world)
+    world.unended.difference_update(runs)
 
 
 async def end_session(found: session.Found, world: World) -> None:

@@ -31,6 +31,8 @@ class World:
     """The same for every agentd that serves this tmux socket, so that the next one knows what this one started."""
     cgroups: Cgroups
     obstacles: Obstacles = attrs.field(factory=Obstacles)
+    unended: set[str] = attrs.field(factory=set)
+    """Runs that are over, and may have a session still: tmux did not answer."""
     untouchable: set[str] = attrs.field(factory=set)
     """Runs that another version of agentd has left: their sessions are nobody's here."""
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from agentd.tmux.client import (
     renew_sockets,
     resume_server,
 )
+from agentd.tmux.later import Later
 from agentd.tmux.socket import is_missing, make_way, refuse_other_file, remove_socket, share_socket, socket_identity
 from agentd.tmux.unit import start_unit, unit_cgroup, withdraw_start
 
@@ -58,7 +59,6 @@ _SOCKET_LOOK = 5.0
 _SOCKET_PATIENCE = 0.2
 _SOCKET_RETURN = 4.0
 _SOCKET_POLL = 0.02
-_LATER_PAUSE = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -91,8 +91,7 @@ class Tmux:
         self._socket_missing = False
         self._socket_warning = ""
         self._server_halted = False
-        self._later: list[Callable[[], Awaitable[object]]] = []
-        self._more_later = trio.Event()
+        self.later = Later(lambda: is_halted(self._server))
 
     @property
     def connected(self) -> bool:
@@ -143,15 +142,6 @@ class Tmux:
         verb = "sent" if request.sent_at is None else "answered"
         message = f"tmux {request.name} was not {verb} within {timeout:g} s"
         raise TmuxUnknownError(message)
-
-    def later(self, job: Callable[[], Awaitable[object]]) -> None:
-        """Have something done as soon as tmux answers again: at once, or later, or at the end of the server.
-
-        It may be done twice, and is tried again where it raises TmuxUnknownError.
-        """
-        self._later.append(job)
-        more, self._more_later = self._more_later, trio.Event()
-        more.set()
 
     async def end_server(self) -> ServerEnd:
         """End the server, unless sessions other than the control session live in it, and wait until it is gone."""
@@ -239,9 +229,7 @@ class Tmux:
             _log.warning("the tmux server (pid %d) is stopped: has it go on, so that it can end", self._server)
             resume_server(self._settings, self._server)
         with trio.move_on_after(_END_TIMEOUT):
-            for job in tuple(self._later):
-                with suppress(TmuxError, TmuxUnknownError):
-                    await job()
+            await self.later.finish()
         sessions = await self.command("list-sessions", "-F", "#{session_name}", timeout=_END_TIMEOUT)
         others = [name for name in sessions if name != CONTROL_SESSION]
         if others:
@@ -293,7 +281,7 @@ class Tmux:
                 try:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(admit_admins, self._settings, client)
-                        nursery.start_soon(self._do_later)
+                        nursery.start_soon(self.later.work)
                         while not client.lost.is_set():
                             with trio.move_on_after(_SOCKET_LOOK):
                                 await client.lost.wait()
@@ -343,24 +331,6 @@ class Tmux:
             await trio.sleep(_SOCKET_PATIENCE)
             self._share_socket()
         self._socket_missing = missing
-
-    async def _do_later(self) -> None:
-        """Do what had to wait for an answer of tmux, and wait for more of that."""
-        while True:
-            while self._later:
-                job = self._later[0]
-                try:
-                    if is_halted(self._server):
-                        await trio.sleep(_LATER_PAUSE)
-                        continue
-                    await job()
-                except TmuxUnknownError:
-                    await trio.sleep(_LATER_PAUSE)
-                    continue
-                except TmuxError as error:
-                    _log.warning("what tmux was still to do failed: %s", error)
-                self._later.remove(job)
-            await self._more_later.wait()
 
     def _mind_server(self) -> None:
         """Say when the server was stopped, and when it goes on: until then it answers nobody, and agents live on."""

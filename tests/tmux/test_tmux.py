@@ -405,7 +405,7 @@ async def test_end_of_a_stopped_server(tmux: Tmux, caplog: pytest.LogCaptureFixt
             await trio.sleep(0.01)
         with pytest.raises(TmuxUnknownError, match="is stopped"):
             await tmux.command("kill-session", "-t", "=later", server=server)
-        tmux.later(partial(tmux.command, "kill-session", "-t", "=later", server=server))
+        tmux.later.add("a session", partial(tmux.command, "kill-session", "-t", "=later", server=server))
         assert await tmux.end_server()
     assert "has it go on" in caplog.text
 
@@ -421,7 +421,7 @@ async def test_done_later(tmux: Tmux) -> None:
 
     os.kill(server, signal.SIGSTOP)
     try:
-        tmux.later(job)
+        tmux.later.add("an option", job)
         await trio.sleep(0.1)
         assert not done.is_set()
     finally:

@@ -28,7 +28,7 @@ _ORDER = """
     attempts.tmux_sessions attempts.memory attempts.attempt attempts.launch attempts.leftovers attempts.state
     attempts.cgroups attempts.directory attempts.session attempts.obstacles attempts.script attempts.lifeline
     attempts.terminal
-    tmux.connection tmux.socket tmux.admins tmux.unit tmux.client tmux.protocol
+    tmux.connection tmux.later tmux.socket tmux.admins tmux.unit tmux.client tmux.protocol
     processes.ending processes.cgroup processes.shortages processes.scan
     sdnotify
     inputs.reader inputs.parsing inputs.prompts inputs.settle inputs.watch
