@@ -51,6 +51,7 @@ class _Bounded:
         self._data = data
         self._lock = threading.Lock()
         self._thread: int | None = None
+        self._raised = False
         self._over = threading.Event()
 
     def parse(self) -> Card | CardError:
@@ -77,7 +78,9 @@ class _Bounded:
         """From here on this thread is somebody else's, and an interruption on its way is taken back."""
         with self._lock:
             self._thread = None
-            _raise_in(threading.get_ident(), None)
+            if self._raised:
+                self._raised = False
+                _take_back(threading.get_ident())
 
     def _interrupt(self) -> None:
         """Again and again: what is raised while the garbage collector has something finalised is lost."""
@@ -86,6 +89,7 @@ class _Bounded:
             pause = _PAUSE
             with self._lock:
                 if self._thread is not None:
+                    self._raised = True
                     _raise_in(self._thread, _TooLongError)
 
 
@@ -93,6 +97,20 @@ def _raise_in(thread: int, error: type[BaseException] | None) -> None:
     """Raise this in a thread, at its next step in Python; None takes back what was not raised yet."""
     what = ctypes.py_object() if error is None else ctypes.py_object(error)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), what)
+
+
+def _take_back(thread: int) -> None:
+    """Take back what was raised in this thread, our own, and has perhaps not come yet.
+
+    CPython looks for it at each step from then on, and 3.11 for ever in one that is traced, until another one has come.
+    """
+    _raise_in(thread, None)
+    try:
+        _raise_in(thread, _TooLongError)
+        for _ in range(1000):
+            pass
+    except _TooLongError:
+        pass
 
 
 def _parse(data: bytes) -> Card | CardError:

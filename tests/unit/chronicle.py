@@ -144,8 +144,14 @@ class Chronicle:
             run.wished is None
             and (run.final is not None or (run.last != "launching" and (run.due is None or not run.known)))
             and (run.final != "timed_out" or not self._attempt(run).runs)
+            # Whose cause is gone is launched at the next look, or when what defied its sweep has ended.
+            and (run.final is not None or run.last != "blocked" or not run.known or self._is_obstructed(run.agent))
             for run in self.here
         )
+
+    def _is_obstructed(self, agent: Agent) -> bool:
+        """Whether something is in the way of its launch."""
+        return agent.name in self.machine.sessions.causes or agent.session in self.machine.sessions.foreign
 
     def check_at_rest(self, now: float) -> None:
         """What runs is what the card says."""
@@ -161,7 +167,7 @@ class Chronicle:
                 assert run is not None, f"{name} is wanted, and has no run: {status}"
                 assert run.digest == what.digest, f"{run} is not what the card says"
                 if run.final is None:
-                    cause = name in self.machine.sessions.causes or agent.session in self.machine.sessions.foreign
+                    cause = self._is_obstructed(agent)
                     assert (run.last, cause) in {("alive", False), ("alive", True), ("blocked", True)}, f"{run} rests"
             elif run is None:
                 reason = "unsupported_type" if isinstance(what, Unsupported) else "prompt_file"
@@ -169,7 +175,7 @@ class Chronicle:
                 assert (status.state, status.reason, status.running) == (state, reason, False), status
             else:
                 assert isinstance(what, Blocked), f"{run} of an unsupported type"
-                assert run.due is None or (run.due <= now and not run.known), f"{run} rests"
+                assert run.final or run.due is None or (run.due <= now and not run.known), f"{run} rests"
         unswept = [run for run in self.here if run.final in {"completed", "failed"} and run.swept == math.inf]
         active = sum(run.final is None for run in self.here) + len(unswept)
         tasks = trio.lowlevel.current_statistics().tasks_living

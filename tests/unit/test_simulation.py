@@ -64,7 +64,7 @@ NAMES = ("a", "b", "c", "A", "d")
 KEYS = (
     *(("restart", policy) for policy in ("no", "on-failure", "always", "always")),
     *(("max_restarts", most) for most in (0, 1, 2, 3)),
-    *(("restart_delay_max", delay) for delay in (0.0, 1.0, 3.0, 11.0, 50.0, 100.0)),
+    *(("restart_delay_max", delay) for delay in (2.0, 3.0, 11.0, 50.0, 100.0)),
     *(("timeout", seconds) for seconds in (None, 5.0137, 100.0137, 4000.0137)),
     *(("grace_period", seconds) for seconds in (0.0, 2.25, 7.25, 30.25)),
     *(("session", session) for session in (None, "s", "t")),
@@ -85,7 +85,7 @@ ENTRIES = st.builds(
     name=st.sampled_from(NAMES),
     restart=st.sampled_from(("always", "on-failure", "no")),
     max_restarts=st.sampled_from((0, 1, 3)),
-    restart_delay_max=st.sampled_from((3.0, 0.0, 11.0, 100.0)),
+    restart_delay_max=st.sampled_from((3.0, 2.0, 11.0, 100.0)),
     timeout=st.sampled_from((None, None, 5.0137, 100.0137, 4000.0137)),
     grace_period=st.sampled_from((7.25, 0.0, 2.25, 30.25)),
     prompt_file=st.sampled_from((None, None, "p", "q")),
