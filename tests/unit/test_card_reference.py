@@ -16,7 +16,7 @@ from agentd.card.duration import parse_duration
 from agentd.card.fields import FIELDS, MOST_AGENTS
 from agentd.card.harness import HARNESSES
 from agentd.errors import CardError
-from agentd.inputs import prompts
+from agentd.inputs import parsing, prompts
 
 _ROOT = Path(__file__).parents[2]
 _REFERENCE = (_ROOT / "docs/card.md").read_text()
@@ -234,6 +234,7 @@ def test_limits() -> None:
     listed = [int(re.sub(r"\D", "", row[1])) for row in _table(_REFERENCE, "what")]
     assert listed == [
         card_syntax.LARGEST_CARD,
+        parsing._LONGEST,
         MOST_AGENTS,
         prompts._MAX_PROMPT,
         resolve._MAX_STRING,

@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 import trio
-from hypothesis import HealthCheck, seed, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -431,6 +431,8 @@ def test_simulation(record_property: Callable[[str, object], None]) -> None:
         deadline=None,
         database=None,
         derandomize=False,
+        phases=[Phase.generate, Phase.shrink],  # to explain takes a trace of every line
+        report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
     TOTAL.clear()
