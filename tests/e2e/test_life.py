@@ -4,7 +4,9 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -455,8 +457,16 @@ def test_a_forced_timeout_leaves_no_files(world: World) -> None:
     world.write_card(world.agent("a", timeout="1s", grace_period="300ms", env={"IGNORE": "INT"}))
     world.start()
     assert world.process is not None
-    descriptors = Path(f"/proc/{world.process.pid}/fd")
     world.wait_ready("a")
     world.wait_status("a", state="failed", reason="timed_out")
-    assert [path for path in world.run_dir.iterdir() if path.is_dir()] == []
-    assert [fd for fd in descriptors.iterdir() if "lifeline" in str(fd.readlink())] == []
+    assert wait_for_none(lambda: [path for path in world.run_dir.iterdir() if path.is_dir()]) == []
+    assert wait_for_none(partial(_open_lifelines, world.process.pid)) == []
+
+
+def _open_lifelines(pid: int) -> list[str]:
+    """The lifelines that a process has open."""
+    found = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # others come and go meanwhile
+            found.append(str(descriptor.readlink()))
+    return [path for path in found if "lifeline" in path]
