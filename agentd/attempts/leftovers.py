@@ -41,9 +41,10 @@ async def end_leftovers(
         async with trio.open_nursery() as nursery:
             for one in sessions:
                 nursery.start_soon(_try_session, one, world, unsure)
+        cgroups = list(world.cgroups.others(attempts, runs))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_processes, world, attempts, runs)
-            for cgroup in world.cgroups.others(attempts, runs):
+            for cgroup in cgroups:
                 nursery.start_soon(_end_cgroup, world, cgroup)
         AttemptDirectory.remove_others(world.settings, world.instance, attempts, runs)
         return not unsure
