@@ -8,7 +8,7 @@ import attrs
 import trio
 
 from agentd.errors import TmuxError, TmuxServerGoneError, TmuxUnknownError, is_shortage
-from agentd.processes.scan import read_stat
+from agentd.processes.scan import is_gone, read_stat
 from agentd.tmux.connection import Tmux
 from agentd.tmux.protocol import escape_format
 
@@ -208,9 +208,10 @@ async def loss(tmux: Tmux, place: Place) -> str | None:
         return _SERVER_GONE if await _server_ends(place.server) else "its tmux session is gone"
     except TmuxUnknownError:
         return _SERVER_GONE if await _server_ends(place.server) else None
-    if f"{place.pane} 1" in lines:
-        return "its shell has ended"
-    return "" if f"{place.pane} 0" in lines else "its tmux pane was closed"
+    if f"{place.pane} 1" not in lines and f"{place.pane} 0" not in lines:
+        return "its tmux pane was closed"
+    # tmux may not have heard of it yet.
+    return "its shell has ended" if f"{place.pane} 1" in lines or is_gone(place.shell) else ""
 
 
 async def _server_ends(server: int) -> bool:

@@ -1,12 +1,13 @@
 """Agents that swap what root looks at: prompt files, workdirs, the programs of a PATH, rc files."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
 from tests.e2e.outside import lives, wait_for
 from tests.system.hostile_ground import SECRET, WORDS, Ground, hostile
-from tests.system.service import API_SOCKET
+from tests.system.service import API_SOCKET, Service
 
 # Ways to be no prompt file, beside those of its path.
 _PROMPTS = {
@@ -102,6 +103,11 @@ def test_winding_path(ground: Ground) -> None:
     gone(ground, "w2")
 
 
+def _is_refused(service: Service, name: str) -> bool:
+    """Whether an agent waits for another workdir."""
+    return service.status(name)["reason"] in {"workdir_denied", "workdir_missing"}
+
+
 def test_swapped_workdir(ground: Ground) -> None:
     """A workdir that becomes a link to root's home, or a FIFO, before the launch, is entered by nobody."""
     service = ground.service
@@ -115,8 +121,8 @@ def test_swapped_workdir(ground: Ground) -> None:
         ground.as_agent(f"{command} /home/agent/evil/workdir-{name}")
     ground.write_card(*(service.agent(name, workdir=str(ground.evil / f"workdir-{name}")) for name in plants))
     for name in plants:
-        status = service.wait_status(name, state="waiting") if name != "attempts" else {"reason": "workdir_denied"}
-        assert status["reason"] in {"workdir_denied", "workdir_missing"}
+        if name != "attempts":
+            wait_for(partial(_is_refused, service, name), f"the refusal of {name}")
     ground.prove()
     ground.write_card()
     wait_for(lambda: len(service.get("/v1/agents").json) == 1, "the end of the agents")
