@@ -105,7 +105,7 @@ def test_winding_path(ground: Ground) -> None:
 
 def _is_refused(service: Service, name: str) -> bool:
     """Whether an agent waits for another workdir."""
-    return service.status(name)["reason"] in {"workdir_denied", "workdir_missing"}
+    return service.status(name).get("reason") in {"workdir_denied", "workdir_missing"}
 
 
 def test_swapped_workdir(ground: Ground) -> None:
