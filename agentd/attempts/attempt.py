@@ -9,7 +9,7 @@ import trio
 
 from agentd.attempts import session
 from agentd.attempts.directory import AttemptDirectory
-from agentd.attempts.launch import Launch
+from agentd.attempts.launch import LAUNCHER_LIMIT, Launch
 from agentd.attempts.leftovers import end_session, end_sessions_later
 from agentd.attempts.lifeline import Lifeline, LifelineJunkError, exit_code
 from agentd.attempts.state import AttemptState, World, remembered_place
@@ -26,8 +26,6 @@ KILL_LIMIT = 2.0
 """Seconds that tmux has to end a session, before that is left for later."""
 KEY_LIMIT = 1.0
 """Seconds that tmux has to press a key, and at most a third of the grace period, before a signal does it."""
-LAUNCHER_LIMIT = 1.0
-"""Seconds that a launcher has, after it has said how the harness ended, to end itself."""
 LISTEN_PAUSE = 0.5
 """Seconds until a lifeline that cannot be opened is tried again."""
 

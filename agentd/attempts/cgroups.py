@@ -5,6 +5,7 @@ import os
 from collections.abc import Container, Iterator
 from pathlib import Path
 
+from agentd.attempts.naming import name_of, others
 from agentd.errors import cannot_look
 from agentd.processes.cgroup import Cgroup, own_cgroup
 from agentd.settings import Settings
@@ -19,7 +20,7 @@ class Cgroups:
     def __init__(self, settings: Settings, tmux: Tmux, instance: str) -> None:
         self._settings = settings
         self._tmux = tmux
-        self._prefix = f"agentd-{instance}-"
+        self._instance = f"agentd-{instance}"
         self._own = own_cgroup() if settings.tmux_unit is None else None
         self._told = False
 
@@ -37,7 +38,7 @@ class Cgroups:
         if top is None:
             self.tell("there is no cgroup of version 2 to make them in, or systemd does not tell of it")
             return None
-        cgroup = Cgroup(top / f"{self._prefix}{run}-{number}")
+        cgroup = self._at(top, run, number)
         try:
             if os.geteuid() == 0 and self._settings.tmux_unit is not None:
                 Cgroup(top).own()
@@ -64,13 +65,19 @@ class Cgroups:
     def find(self, run: str, number: int) -> Cgroup | None:
         """The one that a dead agentd has made for an attempt, if there is one."""
         top = self._top
-        cgroup = None if top is None else Cgroup(top / f"{self._prefix}{run}-{number}")
+        cgroup = None if top is None else self._at(top, run, number)
         return cgroup if cgroup is not None and cgroup.path.is_dir() else None
 
     def others(self, attempts: Container[tuple[str, int]], runs: Container[str]) -> Iterator[Cgroup]:
-        """All of a dead agentd, but those of these attempts and runs."""
+        """All of a dead agentd, but those of these attempts and runs.
+
+        Raises:
+            OSError: if nobody knows which there are.
+        """
         top = self._top
-        for path in () if top is None else top.glob(f"{self._prefix}*-*"):
-            run, _, number = path.name.removeprefix(self._prefix).rpartition("-")
-            if run.isalnum() and number.isdecimal() and run not in runs and (run, int(number)) not in attempts:
-                yield Cgroup(path)
+        if top is not None and top.is_dir():
+            for run, number in others(os.listdir(top), self._instance, attempts, runs):
+                yield self._at(top, run, number)
+
+    def _at(self, top: Path, run: str, number: int) -> Cgroup:
+        return Cgroup(top / name_of(self._instance, run, number))

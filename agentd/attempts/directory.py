@@ -8,6 +8,7 @@ from collections.abc import Container
 from pathlib import Path
 
 from agentd.attempts.lifeline import Lifeline
+from agentd.attempts.naming import name_of, others
 from agentd.attempts.script import Script
 from agentd.directories import make_run_dir
 from agentd.errors import StartupError
@@ -22,7 +23,7 @@ class AttemptDirectory:
 
     def __init__(self, settings: Settings, instance: str, run: str, number: int) -> None:
         self._settings = settings
-        self._path = settings.run_dir / f"{instance}-{run}-{number}"
+        self._path = settings.run_dir / name_of(instance, run, number)
         self.script = self._path / "launch"
         self._fresh = self._path / "launch.new"
         self.fifo = self._path / "lifeline"
@@ -36,12 +37,8 @@ class AttemptDirectory:
         Raises:
             OSError: if nobody knows which there are.
         """
-        for name in os.listdir(settings.run_dir):
-            run, _, number = name.removeprefix(f"{instance}-").rpartition("-")
-            if not name.startswith(f"{instance}-") or not (run.isalnum() and number.isdecimal()):
-                continue
-            if run not in runs and (run, int(number)) not in attempts:
-                AttemptDirectory(settings, instance, run, int(number)).remove()
+        for run, number in others(os.listdir(settings.run_dir), instance, attempts, runs):
+            AttemptDirectory(settings, instance, run, number).remove()
 
     def write(self, script: Script) -> Lifeline:
         """Write both, and open our end of the lifeline.

@@ -28,7 +28,7 @@ from agentd.sessions import AttemptRequest, LaunchBlockedError, NeverStartedErro
 START_LIMIT = 30.0
 """Seconds from the keys to `start`; a shell that takes longer has not understood them."""
 LAUNCHER_LIMIT = 1.0
-"""Seconds that a launcher, which has said that it ends, has to do so."""
+"""Seconds that a launcher has, after it has said how the harness ended, to end itself."""
 SETUP_LIMIT = 15.0
 """Seconds that making or respawning a session may take: the bound of its shield."""
 

@@ -134,15 +134,8 @@ async def end_session(found: session.Found, world: World) -> None:
         "ends a session that an earlier agentd, or attempt, left behind (run %s)", (found.run or "")[:_LONGEST_RUN]
     )
     place = found.place
-    footprint = Footprint(
-        tag=f"{world.instance}/?",  # its processes are known by the shell's session, or were ended by their tag
-        launcher=None,
-        launcher_ticks=None,
-        shell=place.shell,
-        shell_ticks=place.shell_ticks,
-        sid=place.sid,
-        keep_shell=True,
-    )
+    # Its processes are known by the shell's session, or were ended by their tag.
+    footprint = attrs.evolve(_nobodys(world), shell=place.shell, shell_ticks=place.shell_ticks, sid=place.sid)
     await end_all(world.scanner, footprint)
     await session.kill(world.tmux, place)
     await end_all(world.scanner, attrs.evolve(footprint, keep_shell=False))

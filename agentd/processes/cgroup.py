@@ -150,16 +150,15 @@ def _raise_unless_gone(error: OSError) -> None:
 
 def own_cgroup() -> Path | None:
     """Our own cgroup as a path in the file system, or None where there is no version 2 of it."""
-    with contextlib.suppress(OSError):
-        for line in _OURS.read_text().splitlines():
-            if line.startswith("0::/"):
-                return cgroup_path(line.removeprefix("0::"))
+    for line in _lines(_OURS):
+        if line.startswith("0::/"):
+            return cgroup_path(line.removeprefix("0::"))
     return None
 
 
 def cgroup_path(name: str) -> Path | None:
     """The path of a cgroup that is called like that in /proc or by systemd, or None where its tree is not mounted."""
-    for line in _MOUNTS.read_text().splitlines():
+    for line in _lines(_MOUNTS):
         fields, _, kind = line.partition(" - ")
         if kind.split(" ", 1)[0] != "cgroup2":
             continue
@@ -169,6 +168,14 @@ def cgroup_path(name: str) -> Path | None:
         if name.startswith(root.rstrip("/")) and below[:1] in {"", "/"} and below.split("/")[1:2] != [".."]:
             return Path(place, below.lstrip("/"))
     return None
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file of the kernel's; none where it cannot be read, so that nobody knows of a cgroup."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def _unescape(field: str) -> str:

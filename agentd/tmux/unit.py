@@ -35,12 +35,7 @@ async def withdraw_start(settings: Settings) -> None:
 async def unit_cgroup(settings: Settings) -> Path | None:
     """The cgroup of the unit, or None where it has none, or nobody says."""
     code, words = await _systemctl(settings, "show", "--property=ControlGroup", "--value")
-    if code or not words.startswith("/"):
-        return None
-    try:
-        return cgroup_path(words.rstrip("\n"))
-    except OSError:
-        return None
+    return None if code or not words.startswith("/") else cgroup_path(words.rstrip("\n"))
 
 
 async def ends_unit(settings: Settings) -> bool:

@@ -26,8 +26,8 @@ _ORDER = """
     reconciler run announcer interrupt looks
     testing
     attempts.tmux_sessions attempts.memory attempts.attempt attempts.launch attempts.leftovers attempts.state
-    attempts.cgroups attempts.directory attempts.session attempts.obstacles attempts.script attempts.lifeline
-    attempts.terminal
+    attempts.cgroups attempts.directory attempts.naming attempts.session attempts.obstacles attempts.script
+    attempts.lifeline attempts.terminal
     tmux.connection tmux.later tmux.socket tmux.admins tmux.unit tmux.client tmux.protocol
     processes.ending processes.cgroup processes.shortages processes.scan
     sdnotify
