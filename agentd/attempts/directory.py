@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from agentd.attempts.lifeline import Lifeline
@@ -30,14 +30,14 @@ class AttemptDirectory:
 
     @staticmethod
     def remove_others(
-        settings: Settings, instance: str, attempts: Container[tuple[str, int]], runs: Container[str]
+        settings: Settings,
+        instance: str,
+        names: Iterable[str],
+        attempts: Container[tuple[str, int]],
+        runs: Container[str],
     ) -> None:
-        """Take away the directories of all attempts but these, and those of these runs.
-
-        Raises:
-            OSError: if nobody knows which there are.
-        """
-        for run, number in others(os.listdir(settings.run_dir), instance, attempts, runs):
+        """Of what has these names in the run directory, take away all attempts but these, and those of these runs."""
+        for run, number in others(names, instance, attempts, runs):
             AttemptDirectory(settings, instance, run, number).remove()
 
     def write(self, script: Script) -> Lifeline:

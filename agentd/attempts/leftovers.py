@@ -1,6 +1,7 @@
 """What an agentd that is dead left behind and nobody takes over: sessions, processes of attempts, directories."""
 
 import logging
+import os
 from collections.abc import Collection, Container, Iterable
 from functools import partial
 
@@ -46,7 +47,8 @@ async def end_leftovers(
             nursery.start_soon(_end_processes, world, attempts, runs)
             for cgroup in cgroups:
                 nursery.start_soon(_end_cgroup, world, cgroup)
-        AttemptDirectory.remove_others(world.settings, world.instance, attempts, runs)
+        names = os.listdir(world.settings.run_dir)
+        AttemptDirectory.remove_others(world.settings, world.instance, names, attempts, runs)
         return not unsure
     _log.error("what an earlier agentd left behind does not end within %g s; agentd tries again", LIMIT)
     return False

@@ -94,7 +94,7 @@ class Memory:
                 self._path(run).unlink(missing_ok=True)
                 self._unforgotten.discard(run)
             attempts = {(note.run, note.status.attempt) for note, _ in self._newest.values()}
-            AttemptDirectory.remove_others(self._settings, self._instance, attempts, left_alone)
+            AttemptDirectory.remove_others(self._settings, self._instance, there, attempts, left_alone)
             for run in {run for run in self._newest if self._path(run).name not in there} | self._unwritten:
                 self._write(*self._newest[run])
                 self._unwritten.discard(run)
