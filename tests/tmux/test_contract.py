@@ -20,9 +20,9 @@ from agentd.processes.scan import is_alive
 from agentd.resolve import Blocked, EffectiveAgent
 from agentd.sessions import Attempt, AttemptRequest, LaunchBlockedError, RunNote, Sessions
 from agentd.settings import Settings
-from agentd.status import AgentStatus
 from agentd.testing import FakeAttempt, FakeSessions, Play
 from agentd.tmux.connection import open_tmux
+from tests.notes import note_of, status_of
 
 BOUND = 20.0
 
@@ -275,30 +275,8 @@ async def test_a_blocked_launch_says_so_until_the_cause_is_gone(world: World) ->
 
 
 def _note(state: State, *, exit_: Exit | None = None, **times: float) -> RunNote:
-    status = AgentStatus(
-        name="a",
-        session="a",
-        type="native",
-        harness="custom",
-        wanted="running",
-        state=state,
-        since=1.5,
-        attempt=1,
-        restarts=4,
-        exit=exit_,
-        digest="d",
-    )
-    return RunNote(
-        run="abc",
-        status=status,
-        timeout=9.5,
-        grace_period=2.5,
-        doublings=3,
-        typed=True,
-        deadline=times.get("deadline"),
-        next_restart=times.get("next_restart"),
-        started=times.get("started"),
-    )
+    status = status_of(state=state, since=1.5, restarts=4, exit=exit_, digest="d")
+    return note_of(status, timeout=9.5, grace_period=2.5, doublings=3, **times)
 
 
 def _again() -> AttemptRequest:

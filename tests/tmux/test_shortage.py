@@ -19,9 +19,9 @@ from agentd.processes.ending import Scanner
 from agentd.resolve import EffectiveAgent
 from agentd.sessions import AttemptRequest, LaunchBlockedError, RunNote
 from agentd.settings import Settings
-from agentd.status import AgentStatus
 from agentd.tmux.connection import Tmux, open_tmux
 from tests.faults import TAKING, WRITING, Faults
+from tests.notes import note_of, status_of
 
 MOST = 200
 """More calls than anything here makes."""
@@ -52,30 +52,8 @@ def request(number: int, workdir: str = "/") -> AttemptRequest:
 
 
 def note(request: AttemptRequest, pid: int, state: State = State.RUNNING) -> RunNote:
-    status = AgentStatus(
-        name="a",
-        session="a",
-        type="native",
-        harness="custom",
-        wanted="running",
-        state=state,
-        running=True,
-        since=time.time(),
-        pid=pid,
-        attempt=request.number,
-        digest="d",
-    )
-    return RunNote(
-        run=request.run,
-        status=status,
-        timeout=None,
-        grace_period=3.0,
-        doublings=0,
-        typed=True,
-        deadline=None,
-        next_restart=None,
-        started=trio.current_time(),
-    )
+    status = status_of(state=state, running=True, since=time.time(), pid=pid, attempt=request.number, digest="d")
+    return note_of(status, run=request.run, started=trio.current_time())
 
 
 def descriptors() -> int:

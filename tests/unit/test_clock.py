@@ -12,10 +12,8 @@ from trio.testing import MockClock
 
 from agentd.api.app import time_to_text
 from agentd.attempts.memory import Memory
-from agentd.lifecycle import State
-from agentd.sessions import RunNote
-from agentd.status import AgentStatus
 from agentd.testing import Play
+from tests.notes import note_of, status_of
 from tests.settings import settings_below
 from tests.unit.world import World, effective_of, until
 
@@ -73,23 +71,6 @@ def test_times_of_a_wrong_clock(seconds: float, text: str) -> None:
     assert time_to_text(seconds) == text
 
 
-def note_of(run: str, deadline: float | None) -> RunNote:
-    status = AgentStatus(
-        name="a", session="a", type="native", harness="custom", wanted="running", state=State.RUNNING, since=0.0
-    )
-    return RunNote(
-        run=run,
-        status=status,
-        timeout=7200.0,
-        grace_period=3.0,
-        doublings=0,
-        typed=True,
-        deadline=deadline,
-        next_restart=deadline,
-        started=deadline,
-    )
-
-
 async def test_sleep_counts_for_nothing(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +83,8 @@ async def test_sleep_counts_for_nothing(
         return {time.CLOCK_MONOTONIC: awake, time.CLOCK_BOOTTIME: awake + slept, time.CLOCK_REALTIME: -slept}[clock]
 
     monkeypatch.setattr(time, "clock_gettime", read)
-    Memory(settings, "i").write(note_of("r", trio.current_time() + 3600), ATTEMPT)
+    soon = trio.current_time() + 3600
+    Memory(settings, "i").write(note_of(status_of(), run="r", deadline=soon, next_restart=soon), ATTEMPT)
     slept += 8 * 3600
     awake += 10
     await trio.sleep(500)  # the next agentd's clock has another origin
@@ -118,7 +100,7 @@ async def test_later_note_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(time, "clock_gettime", lambda _clock: now)
     notes = Memory(settings, "i")
     for run in ("b", "a"):
-        notes.write(note_of(run, None), ATTEMPT)
+        notes.write(note_of(status_of(), run=run), ATTEMPT)
         now += 1
     os.utime(settings.run_dir / "i-a.json", (1, 1))
     found = Memory(settings, "i").read()

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 import trio
 from trio.testing import MockClock
@@ -22,14 +21,13 @@ from agentd.attempts.memory import Memory
 from agentd.errors import is_shortage, threads_as_processes
 from agentd.inputs.reader import InputReader, Inputs
 from agentd.inputs.watch import Watch
-from agentd.lifecycle import State
 from agentd.processes.shortages import Shortages
 from agentd.resolve import Blocked, EffectiveAgent
 from agentd.sdnotify import Notifier
-from agentd.sessions import RunNote
 from agentd.settings import Settings
-from agentd.status import AgentStatus, DaemonStatus, StatusStore
+from agentd.status import DaemonStatus, StatusStore
 from tests.faults import TAKING, WRITING, Faults
+from tests.notes import note_of, status_of
 from tests.settings import agent_user, settings_below
 
 MOST = 100
@@ -182,30 +180,6 @@ async def test_prompt_without_process(inputs: Path, monkeypatch: pytest.MonkeyPa
 # What is written
 
 
-def note_of(run: str = "abc", deadline: float | None = None, **changes: Any) -> RunNote:
-    status = AgentStatus(
-        name="a",
-        session="a",
-        type="native",
-        harness="custom",
-        wanted="running",
-        state=State.RUNNING,
-        since=0.0,
-        attempt=1,
-    )
-    return RunNote(
-        run=run,
-        status=attrs.evolve(status, **changes),
-        timeout=None,
-        grace_period=3.0,
-        doublings=0,
-        typed=True,
-        deadline=deadline,
-        next_restart=None,
-        started=None,
-    )
-
-
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE])
 async def test_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: int
@@ -216,9 +190,9 @@ async def test_note(
     faults = Faults(monkeypatch, (*WRITING, (os, "listdir")), error)
     for call in range(MOST):
         memory = Memory(settings, "instance")
-        memory.write(note_of(pid=1), ATTEMPT)
+        memory.write(note_of(status_of(pid=1)), ATTEMPT)
         with faults.at(call, MOST):
-            memory.write(note_of(pid=2), ATTEMPT)
+            memory.write(note_of(status_of(pid=2)), ATTEMPT)
             memory.catch_up(())
         failed = faults.hit
         found = Memory(settings, "instance").read().runs["a"][0].status.pid
@@ -242,7 +216,7 @@ async def test_unknown_is_not_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     """Notes that cannot be looked for, or opened, are an error and neither none nor another version's."""
     settings = settings_of(tmp_path)
     settings.run_dir.mkdir(mode=0o711)
-    Memory(settings, "instance").write(note_of(), ATTEMPT)
+    Memory(settings, "instance").write(note_of(status_of()), ATTEMPT)
     faults = Faults(monkeypatch, TAKING, errno.EMFILE)
     memory = Memory(settings, "instance")
     for call in range(MOST):

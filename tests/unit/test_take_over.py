@@ -7,9 +7,9 @@ from trio.testing import MockClock
 
 from agentd.lifecycle import Exit, How, State
 from agentd.resolve import Blocked, EffectiveAgent
-from agentd.sessions import AttemptRequest, RunNote
-from agentd.status import AgentStatus
+from agentd.sessions import AttemptRequest
 from agentd.testing import Play
+from tests.notes import note_of, status_of
 from tests.unit.world import EPOCH, World, effective_of, reconciling, until
 
 UNREADABLE = Blocked(reason="prompt_file", message="The prompt file cannot be read.")
@@ -29,12 +29,11 @@ async def leave(
     attempt = world.sessions.attempt(AttemptRequest(effective=effective, run="old", number=2))
     lives = state in {State.RUNNING, State.STOPPING}
     pid = await attempt.launch() if lives else None
-    status = AgentStatus(
+    status = status_of(
         name=agent.name,
         session=agent.session,
         type=agent.type,
         harness=agent.harness,
-        wanted="running",
         state=state,
         running=lives,
         reason=reason,
@@ -44,15 +43,12 @@ async def leave(
         restarts=1,
         digest=effective.digest,
     )
-    note = RunNote(
+    note = note_of(
+        status,
         run="old",
-        status=status,
         timeout=agent.timeout,
         grace_period=agent.grace_period,
         doublings=1,
-        typed=True,
-        deadline=None,
-        next_restart=None,
         started=trio.current_time(),
     )
     world.sessions.remember(attrs.evolve(note, **keys), attempt)
