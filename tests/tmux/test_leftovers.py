@@ -181,21 +181,23 @@ async def test_tmux_dies_in_the_midst(
     assert await sessions.recover() == ()
 
 
-async def test_tmux_dies_in_a_close(sessions: TmuxSessions, tmux: Tmux, caplog: pytest.LogCaptureFixture) -> None:
-    """A close that has to end the session that was in its way survives the death of the tmux server."""
-    caplog.set_level(logging.WARNING)
-    await session.create(
-        tmux,
-        "a",
-        f"{sessions.world.instance}/dead",
-        session.Inside(workdir=sessions.world.settings.default_workdir, env={}),
-    )
+async def behind(sessions: TmuxSessions, tmux: Tmux, run: str) -> tuple[TmuxAttempt, int]:
+    """Make an attempt with a session of another run in its way, which it is about to end; tell the server's pid."""
+    inside = session.Inside(workdir=sessions.world.settings.default_workdir, env={})
+    await session.create(tmux, "a", f"{sessions.world.instance}/{run}", inside)
     (server,) = await tmux.command("display-message", "-p", "#{pid}")
     attempt = attempt_of(sessions)
     attempt.state.leftover = await session.find(tmux, "a", sessions.world.instance)
     assert attempt.state.leftover is not None
-    os.kill(int(server), signal.SIGSTOP)
-    await kill_unanswering(tmux, int(server), attempt.close)
+    return attempt, int(server)
+
+
+async def test_tmux_dies_in_a_close(sessions: TmuxSessions, tmux: Tmux, caplog: pytest.LogCaptureFixture) -> None:
+    """A close that has to end the session that was in its way survives the death of the tmux server."""
+    caplog.set_level(logging.WARNING)
+    attempt, server = await behind(sessions, tmux, "dead")
+    os.kill(server, signal.SIGSTOP)
+    await kill_unanswering(tmux, server, attempt.close)
     assert sum(WORDS in record.getMessage() for record in caplog.records) == 1
     await attempt.close()
     assert await names(tmux) == []
@@ -203,20 +205,12 @@ async def test_tmux_dies_in_a_close(sessions: TmuxSessions, tmux: Tmux, caplog: 
 
 async def test_tmux_stands_still_in_a_close(sessions: TmuxSessions, tmux: Tmux) -> None:
     """A session that was in the way of a launch, and could not be ended at its close, ends when tmux answers again."""
-    await session.create(
-        tmux,
-        "a",
-        f"{sessions.world.instance}/another",
-        session.Inside(workdir=sessions.world.settings.default_workdir, env={}),
-    )
-    (server,) = await tmux.command("display-message", "-p", "#{pid}")
-    attempt = attempt_of(sessions)
-    attempt.state.leftover = await session.find(tmux, "a", sessions.world.instance)
-    os.kill(int(server), signal.SIGSTOP)
+    attempt, server = await behind(sessions, tmux, "another")
+    os.kill(server, signal.SIGSTOP)
     with trio.fail_after(10):
-        while not is_halted(int(server)):  # noqa: ASYNC110 - nobody tells of it
+        while not is_halted(server):  # noqa: ASYNC110 - nobody tells of it
             await trio.sleep(0.01)
         await attempt.close()
-        os.kill(int(server), signal.SIGCONT)
+        os.kill(server, signal.SIGCONT)
         while await names(tmux) != []:  # noqa: ASYNC110 - nobody tells of it
             await trio.sleep(0.01)
